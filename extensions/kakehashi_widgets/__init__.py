@@ -1,0 +1,1 @@
+"""The browser's side: cohort table, viewer, session clock."""

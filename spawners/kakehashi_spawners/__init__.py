@@ -1,0 +1,1 @@
+"""The login server's side: spawner, session endpoints, pages."""

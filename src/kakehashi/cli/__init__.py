@@ -1,0 +1,40 @@
+"""The command line, ``kakehashi``."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from kakehashi import __version__
+from kakehashi.cli import audit, node, receipt, service, store
+from kakehashi.errors import KakehashiError
+
+app = typer.Typer(
+    name="kakehashi",
+    help="A medical image platform joined to HPC, for one session at a time.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+store.app.command("init")(service.init)
+store.app.command("serve")(service.serve)
+app.add_typer(store.app, name="store")
+app.add_typer(audit.app, name="audit")
+app.add_typer(receipt.app, name="receipt")
+app.add_typer(node.app, name="node")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """Run the command line; a known error is one clear message and exit status 1."""
+    try:
+        app()
+    except KakehashiError as error:
+        Console(stderr=True).print(f"kakehashi: {error}", markup=False, highlight=False)
+        sys.exit(1)

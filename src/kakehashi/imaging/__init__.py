@@ -1,0 +1,1 @@
+"""Geometry of volumes, in DICOM patient coordinates (LPS, mm)."""

@@ -1,0 +1,1 @@
+"""The session wrapper on the compute node: standard library only."""

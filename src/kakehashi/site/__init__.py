@@ -1,0 +1,1 @@
+"""What runs at a site outside of sessions: the agent in front of its scheduler."""

@@ -1,0 +1,1 @@
+"""The image platform's files and catalogue, and who may reach them."""
