@@ -1,1 +1,34 @@
-"""A session's way to the store: one verified reader with two faces."""
+"""A session's way to the store: one verified reader with two faces.
+
+The Python face is :class:`Store`, the other the read-only view (:mod:`kakehashi.link.view`).
+Names are loaded when they are first asked for: the view's process and the hub's side of things
+must not import numpy only because they live in the same package.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kakehashi.link.manifest import Manifest
+    from kakehashi.link.reader import Reader
+    from kakehashi.link.session import Lease, Session
+    from kakehashi.link.store import Series, Store
+
+__all__ = ["Lease", "Manifest", "Reader", "Series", "Session", "Store"]
+
+_HOME = {
+    "Lease": "session",
+    "Manifest": "manifest",
+    "Reader": "reader",
+    "Series": "store",
+    "Session": "session",
+    "Store": "store",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
