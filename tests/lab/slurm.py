@@ -78,7 +78,8 @@ def configure(
     for host in [controller.host, *(node.host for node in nodes), *clients]:
         host.write("/etc/slurm/slurm.conf", text)
         host.write("/etc/slurm/cgroup.conf", CGROUP)
-        host.write("/etc/slurm/gres.conf", GPUS if host in [n.host for n in nodes] else "")
+        if host in [node.host for node in nodes]:
+            host.write("/etc/slurm/gres.conf", GPUS)
         host.write("/etc/munge/munge.key", key, mode=0o400)
         host.run(["chown", "-R", "munge:munge", "/etc/munge"])
         host.run(["install", "-d", "-o", "munge", "-g", "munge", "-m", "755", "/run/munge"])

@@ -1,0 +1,121 @@
+"""The demo: the whole portal on this machine, with a local site and sample data.
+
+It runs in one host of the lab's kind that shares the machine's network: accounts, store and
+sessions live in its root in memory, and go with it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.lab import hosts as ns
+from tests.lab import portal as services
+from tests.lab.lab import REPOSITORY, inline_table
+from tests.lab.portal import Place, Portal
+
+RUN_DIR = Path("/run/kakehashi-demo")
+ADDRESS = "127.0.0.1"
+LOCAL_SITE = """\
+title = "This machine"
+title_ja = "このマシン"
+scheduler = "none"
+agent = {agent}
+addresses = ["127.0.0.0/8"]
+accounts = {accounts}
+hub_address = "127.0.0.1:8081"
+[[sites.local.queues]]
+name = "local"
+title = "This machine, no GPU"
+max_gpus = 0
+max_hours = 8
+cpus = 1
+memory_mb = 2000
+"""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The running demo."""
+
+    host: ns.Host
+    url: str
+
+
+def up() -> Demo:
+    """Bring the demo up, or return it where it runs already."""
+    ns.need_root()
+    running = status()
+    if running is not None:
+        return running
+    down()
+    ns.mount_run_dir(RUN_DIR)
+    (RUN_DIR / "anchor").mkdir()
+    try:
+        return _start()
+    except BaseException:
+        down()
+        raise
+
+
+def _start() -> Demo:
+    host = ns.start_host(
+        ns.HostSpec(
+            name="demo",
+            hostname="kakehashi-demo",
+            own_network=False,
+            binds=(
+                (str(REPOSITORY), services.SOFTWARE, False),
+                (str(RUN_DIR / "anchor"), services.ANCHOR, True),
+            ),
+        ),
+        RUN_DIR,
+    )
+    ns.save(RUN_DIR, [host], {})
+    place = Place(host, ADDRESS)
+    services.add_people(host)
+    accounts = services.site_accounts()
+    portal = Portal(
+        store=place,
+        login=place,
+        provider=place,
+        sites={
+            "local": LOCAL_SITE.format(
+                agent=json.dumps(services.agent_argv()), accounts=inline_table(accounts)
+            )
+        },
+        tls=False,
+        sshd_port=8022,
+    )
+    services.start_provider(portal)
+    services.install_agent(
+        host,
+        {"scheduler": "none", "accounts": sorted(accounts.values()),
+         "software": services.SOFTWARE, "queues": ["local"]},
+    )  # fmt: skip
+    services.start_store(portal)
+    services.start_login(portal)
+    ns.save(RUN_DIR, [host], {"url": portal.url, "complete": True})
+    return Demo(host, portal.url)
+
+
+def status() -> Demo | None:
+    """Return the running demo, or None."""
+    found = ns.load(RUN_DIR)
+    if found is None:
+        return None
+    hosts, facts = found
+    if not facts.get("complete") or not all(host.alive for host in hosts.values()):
+        return None
+    return Demo(hosts["demo"], str(facts["url"]))
+
+
+def down() -> None:
+    """Stop the demo; nothing of it stays running or mounted."""
+    found = ns.load(RUN_DIR)
+    if found is not None:
+        for host in found[0].values():
+            if host.alive:
+                host.kill()
+    ns.unmount_run_dir(RUN_DIR)
