@@ -31,7 +31,9 @@ def main() -> int:
         if verb == "up":
             started = time.monotonic()
             show(part.up().url)
-            print(f"  {what} is up after {time.monotonic() - started:.0f} s; make {what}-stop ends it")
+            print(
+                f"  {what} is up after {time.monotonic() - started:.0f} s; make {what}-stop ends it"
+            )
         elif verb == "status":
             running = part.status()
             if running is None:
@@ -41,7 +43,7 @@ def main() -> int:
         elif verb == "down":
             part.down()
         elif verb == "check" and what == "demo":
-            from tests.lab import demo_check  # noqa: PLC0415 - needs a browser, the rest does not
+            from tests.lab import demo_check
 
             return demo_check.main()
         else:

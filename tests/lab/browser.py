@@ -1,0 +1,190 @@
+"""A person in front of a real browser: log-in, spawn page, JupyterLab, stop, log-out.
+
+Each step waits for what a person would wait for. A request to any address that is not the
+portal's or the identity provider's is refused and remembered: the platform has no internet.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.lab.people import PEOPLE
+
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE 10.77.1.*",
+)
+START_SECONDS = 120
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Give a headless Chromium."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=list(FLAGS))
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@dataclass
+class Visitor:
+    """One person with a browser profile of their own."""
+
+    page: Page
+    url: str
+    name: str
+    outside: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    shots: Path | None = None
+
+    @property
+    def _me(self) -> str:
+        return f"{self.url}/user/{self.name}/"
+
+    def shot(self, name: str) -> None:
+        """Take a screenshot, where one was asked for."""
+        if self.shots is not None:
+            self.page.screenshot(path=self.shots / f"{name}.png", full_page=False)
+
+    def log_in(self) -> None:
+        """Log in at the identity provider; ends on a page of the portal."""
+        password = next(person.password for person in PEOPLE if person.name == self.name)
+        self.page.goto(f"{self.url}/hub/login")
+        self.shot("login")
+        self.page.click("#login")
+        self.page.fill("input[name=login]", self.name)
+        self.page.fill("input[name=password]", password)
+        self.shot("provider")
+        self.page.click("button")
+        self.page.wait_for_url(re.compile(re.escape(f"{self.url}/hub/")))
+
+    def spawn(
+        self, *, project: str, site: str, queue: str, gpus: int = 0, hours: float = 1
+    ) -> None:
+        """Fill in the spawn page and wait for JupyterLab."""
+        self.request_session(project=project, site=site, queue=queue, gpus=gpus, hours=hours)
+        self.page.wait_for_url(re.compile(re.escape(self._me)), timeout=START_SECONDS * 1000)
+
+    def request_session(
+        self, *, project: str, site: str, queue: str, gpus: int, hours: float
+    ) -> None:
+        """Fill in the spawn page and press the button."""
+        self.page.goto(f"{self.url}/hub/spawn")
+        self.page.check(f"input[name=project][value='{project}']", force=True)
+        self.page.check(f"input[name=site][value='{site}']", force=True)
+        self.page.check(f"input[name=queue][value='{queue}']:not([disabled])", force=True)
+        if gpus:
+            self.page.fill("#gpus", str(gpus))
+        self.page.fill("#hours", f"{hours:g}")
+        self.shot("spawn")
+        self.page.click("#submit")
+        self.page.wait_for_url(re.compile("spawn-pending|/user/"))
+        self.shot("pending")
+
+    def open_notebook(self, path: str) -> None:
+        """Open a notebook in JupyterLab and wait until its kernel can be used."""
+        self.page.goto(f"{self._me}lab/tree/{path}?reset")
+        self.page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
+        self.page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for(
+            timeout=60_000
+        )
+
+    def run_all(self) -> None:
+        """Run every cell by JupyterLab's menu and wait until the last has ended."""
+        self.page.click(".lm-MenuBar-itemLabel:text-is('Run')")
+        self.page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
+        self.page.wait_for_function(
+            """() => {
+              const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')]
+                .map((prompt) => prompt.textContent);
+              return prompts.length > 0 && prompts.every((text) => /\\[\\d+\\]/.test(text));
+            }""",
+            timeout=120_000,
+        )
+
+    def cell_errors(self) -> list[str]:
+        """Return the tracebacks that the notebook shows."""
+        locator = self.page.locator(".jp-OutputArea-output[data-mime-type*=stderr], "
+                                    ".jp-OutputArea-output .jp-RenderedText[data-mime-type="
+                                    "'application/vnd.jupyter.error']")  # fmt: skip
+        return [text for text in locator.all_inner_texts() if "Error" in text]
+
+    def canvas(self, selector: str) -> tuple[int, int, list[int]]:
+        """Return width, height and the red channel of a canvas, row by row."""
+        answer = self.page.evaluate(
+            """(selector) => {
+              const canvas = document.querySelector(selector);
+              const {width, height} = canvas;
+              const pixels = canvas.getContext('2d').getImageData(0, 0, width, height).data;
+              const red = [];
+              for (let i = 0; i < pixels.length; i += 4) red.push(pixels[i]);
+              return JSON.stringify([width, height, red]);
+            }""",
+            selector,
+        )
+        width, height, red = json.loads(answer)
+        return width, height, red
+
+    def stop(self) -> None:
+        """Stop the session from the home page and wait until it has ended."""
+        self.page.goto(f"{self.url}/hub/home")
+        self.shot("home")
+        self.page.click("#stop")
+        self.page.click("#stop-yes")
+        self.page.wait_for_selector(".card.state.idle", timeout=60_000)
+        self.shot("home-after")
+
+    def log_out(self) -> None:
+        """Log out of the portal."""
+        self.page.goto(f"{self.url}/hub/home")
+        self.page.click("#logout")
+        self.page.wait_for_load_state()
+        self.shot("logout")
+
+
+@contextmanager
+def visitor(
+    browser: Browser,
+    url: str,
+    name: str,
+    *,
+    language: str = "en",
+    shots: Path | None = None,
+    allowed: Sequence[str] = (),
+) -> Iterator[Visitor]:
+    """Give a person with a browser profile of their own."""
+    context = browser.new_context(
+        viewport={"width": 1360, "height": 900}, locale=language, ignore_https_errors=True
+    )
+    hosts = {urlsplit(url).hostname, *allowed}
+    person = Visitor(context.new_page(), url, name, shots=shots)
+
+    def watch(request_url: str) -> None:
+        parts = urlsplit(request_url)
+        if parts.scheme in {"http", "https", "ws", "wss"} and parts.hostname not in hosts:
+            person.outside.append(request_url)
+
+    context.on("request", lambda request: watch(request.url))
+    person.page.on("pageerror", lambda error: person.errors.append(str(error)))
+    try:
+        yield person
+    finally:
+        context.close()
