@@ -1,0 +1,445 @@
+"""One received DICOM file: what it is, where its pixel data lie, and its image planes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import struct
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pydicom
+from pydicom import uid
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_partial
+from pydicom.pixels.utils import pixel_array
+
+from kakehashi.errors import PackError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+UID = re.compile(r"[0-9][0-9.]{0,63}")
+PIXEL_DATA = 0x7FE00010
+
+PACKABLE = frozenset(
+    {
+        uid.CTImageStorage,
+        uid.EnhancedCTImageStorage,
+        uid.LegacyConvertedEnhancedCTImageStorage,
+        uid.MRImageStorage,
+        uid.EnhancedMRImageStorage,
+        uid.LegacyConvertedEnhancedMRImageStorage,
+        uid.PositronEmissionTomographyImageStorage,
+        uid.EnhancedPETImageStorage,
+        uid.LegacyConvertedEnhancedPETImageStorage,
+    }
+)
+"""SOP classes whose images are packed; all others are kept as they came."""
+
+_ITEM, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE0DD
+_UNDEFINED = 0xFFFFFFFF
+_LONG_FORM = frozenset({b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN"})
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A DICOM file that was read whole and has readable pixel data.
+
+    Attributes
+    ----------
+    path : Path
+    sha256 : str
+        Of the file as received.
+    size : int
+        Bytes of the file as received.
+    dataset : pydicom.Dataset
+        All attributes but the pixel data.
+    header : bytes
+        The file with the element Pixel Data cut out.
+    cut_at : int
+        Offset of the cut.
+    cut_element : bytes
+        Tag, VR and length of the element that was cut out.
+    """
+
+    path: Path
+    sha256: str
+    size: int
+    dataset: pydicom.Dataset
+    header: bytes
+    cut_at: int
+    cut_element: bytes
+
+    @property
+    def sop(self) -> str:
+        """SOPInstanceUID."""
+        return str(self.dataset.SOPInstanceUID)
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """One image plane: a frame of an instance, with its place and rescale.
+
+    Attributes
+    ----------
+    instance, frame : int
+        Index of the instance and of the frame in it, from 0.
+    position : tuple of 3 float
+        Image Position (Patient), mm, LPS.
+    orientation : tuple of 6 float
+        Image Orientation (Patient).
+    spacing : tuple of 2 float
+        Pixel Spacing: between rows, between columns, mm.
+    thickness : float or None
+        Spacing Between Slices or else Slice Thickness, mm.
+    slope, intercept : float
+    unit : str
+    """
+
+    instance: int
+    frame: int
+    position: tuple[float, ...]
+    orientation: tuple[float, ...]
+    spacing: tuple[float, ...]
+    thickness: float | None
+    slope: float
+    intercept: float
+    unit: str
+
+
+def read_head(path: Path) -> pydicom.Dataset | None:
+    """Return the attributes of a file up to its pixel data, None if it is not DICOM."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd values are kept as they are, not judged here
+            return pydicom.dcmread(path, stop_before_pixels=True)
+    except (InvalidDicomError, EOFError, ValueError, struct.error, NotImplementedError):
+        return None
+
+
+def read_instance(path: Path) -> Instance:
+    """Read a file whole and find its pixel data.
+
+    Raises
+    ------
+    PackError
+        It is not DICOM, is truncated, has no pixel data, or is deflated.
+    """
+    raw = path.read_bytes()
+    source = io.BytesIO(raw)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dataset = read_partial(source, stop_when=lambda tag, _vr, _length: tag == PIXEL_DATA)
+            syntax = dataset.file_meta.TransferSyntaxUID
+            implicit, little = dataset.original_encoding
+            start = source.tell()
+            if syntax == uid.DeflatedExplicitVRLittleEndian:
+                raise PackError("deflated transfer syntax; send it uncompressed or as JPEG 2000")
+            if raw[start : start + 4] != (b"\xe0\x7f\x10\x00" if little else b"\x7f\xe0\x00\x10"):
+                raise PackError("no pixel data: the file is truncated or holds no image")
+            element, end = _pixel_element(raw, start, implicit=bool(implicit), little=bool(little))
+            header = raw[:start] + raw[end:]
+            if end < len(raw):
+                dataset = pydicom.dcmread(io.BytesIO(header))
+    except (InvalidDicomError, EOFError, AttributeError, ValueError, struct.error) as error:
+        raise PackError(f"not readable as DICOM: {error or type(error).__name__}") from error
+    _check_length(dataset, end - start - len(element), encapsulated=syntax.is_encapsulated)
+    return Instance(
+        path=path,
+        sha256=hashlib.sha256(raw).hexdigest(),
+        size=len(raw),
+        dataset=dataset,
+        header=header,
+        cut_at=start,
+        cut_element=element,
+    )
+
+
+def _pixel_element(raw: bytes, start: int, *, implicit: bool, little: bool) -> tuple[bytes, int]:
+    """Return the element's header and where the element ends."""
+    order = "<" if little else ">"
+    if not implicit and raw[start + 4 : start + 6] in _LONG_FORM:
+        value = start + 12
+    elif implicit:
+        value = start + 8
+    else:
+        raise PackError(f"pixel data have the value representation {raw[start + 4 : start + 6]!r}")
+    if value > len(raw):
+        raise PackError("truncated: the file ends at the start of the pixel data")
+    (length,) = struct.unpack(f"{order}I", raw[value - 4 : value])
+    if length != _UNDEFINED:
+        if value + length > len(raw):
+            raise PackError(
+                f"truncated: {length} bytes of pixel data are announced, "
+                f"{len(raw) - value} are there"
+            )
+        return raw[start:value], value + length
+    position = value
+    while position + 8 <= len(raw):
+        group, element, length = struct.unpack_from("<HHI", raw, position)
+        position += 8
+        tag = group << 16 | element
+        if tag == _SEQUENCE_END:
+            return raw[start:value], position
+        if tag != _ITEM or length == _UNDEFINED:
+            raise PackError("compressed pixel data are damaged: a fragment does not begin properly")
+        position += length
+    raise PackError("truncated: compressed pixel data have no end")
+
+
+def _check_length(dataset: pydicom.Dataset, length: int, *, encapsulated: bool) -> None:
+    rows, columns, bits = (_number(dataset, name) for name in ("Rows", "Columns", "BitsAllocated"))
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    samples = int(dataset.get("SamplesPerPixel") or 1)
+    expected = int(rows * columns * bits * frames * samples + 7) // 8
+    if not encapsulated and length < expected:
+        raise PackError(f"truncated: {length} bytes of pixel data where {expected} are needed")
+
+
+def refusal(dataset: pydicom.Dataset) -> str | None:
+    """Say why an instance is not one to be packed, None if it is.
+
+    Parameters
+    ----------
+    dataset : pydicom.Dataset
+        The attributes, at least up to the pixel data.
+    """
+    sop_class = dataset.get("SOPClassUID")
+    if sop_class not in PACKABLE:
+        name = uid.UID(sop_class).name if sop_class else "an object without SOP Class UID"
+        return f"{name}: not a CT, MR or PET image"
+    for name in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
+        if not UID.fullmatch(str(dataset.get(name, ""))):
+            return f"{name} is missing or not a valid UID"
+    monochrome = str(dataset.get("PhotometricInterpretation", "")).startswith("MONOCHROME")
+    bits = dataset.get("BitsAllocated")
+    reasons = {
+        "localizer": "LOCALIZER" in _texts(dataset, "ImageType"),
+        "colour image": dataset.get("SamplesPerPixel", 1) != 1 or not monochrome,
+        f"{bits} bits allocated; 8, 16 or 32 are possible": bits not in (8, 16, 32),
+        "modality look-up table instead of slope and intercept": "ModalityLUTSequence" in dataset,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def planes_of(index: int, dataset: pydicom.Dataset) -> list[Plane]:
+    """Return the image planes of an instance.
+
+    Parameters
+    ----------
+    index : int
+        The instance's index, to be put into the planes.
+    dataset : pydicom.Dataset
+        A single-frame image, or a multi-frame one with functional groups.
+
+    Raises
+    ------
+    PackError
+        An attribute that places the image is missing or not a number.
+    """
+    shared = dataset.get("SharedFunctionalGroupsSequence")
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if not per_frame and frames > 1:
+        raise PackError(f"{frames} frames without functional groups that place them")
+    if per_frame and len(per_frame) != frames:
+        raise PackError(f"{frames} frames, but functional groups for {len(per_frame)}")
+    planes = []
+    for frame in range(frames):
+        groups = [dataset]
+        if per_frame:
+            groups = [per_frame[frame], *(shared or [])]
+        planes.append(_plane(index, frame, groups, dataset))
+    return planes
+
+
+def _plane(
+    index: int, frame: int, groups: list[pydicom.Dataset], dataset: pydicom.Dataset
+) -> Plane:
+    def find(sequence: str, name: str) -> Any:
+        for group in groups:
+            if group is dataset:
+                return group.get(name)
+            if items := group.get(sequence):
+                return items[0].get(name)
+        return None
+
+    thickness = find("PixelMeasuresSequence", "SpacingBetweenSlices") or find(
+        "PixelMeasuresSequence", "SliceThickness"
+    )
+    slope = find("PixelValueTransformationSequence", "RescaleSlope")
+    intercept = find("PixelValueTransformationSequence", "RescaleIntercept")
+    return Plane(
+        instance=index,
+        frame=frame,
+        position=_numbers(find("PlanePositionSequence", "ImagePositionPatient"), 3, "position"),
+        orientation=_numbers(
+            find("PlaneOrientationSequence", "ImageOrientationPatient"), 6, "orientation"
+        ),
+        spacing=_numbers(find("PixelMeasuresSequence", "PixelSpacing"), 2, "pixel spacing"),
+        thickness=None if thickness is None else abs(_float(thickness, "slice thickness")),
+        slope=1.0 if slope is None else _float(slope, "rescale slope"),
+        intercept=0.0 if intercept is None else _float(intercept, "rescale intercept"),
+        unit=_unit(dataset, find("PixelValueTransformationSequence", "RescaleType")),
+    )
+
+
+def _unit(dataset: pydicom.Dataset, rescale_type: Any) -> str:
+    if units := dataset.get("Units"):
+        return str(units)
+    if rescale_type:
+        return str(rescale_type)
+    # PS3.3 C.8.2.1.1.2: without a type, the values of a CT image are in Hounsfield units.
+    return "HU" if dataset.get("Modality") == "CT" else ""
+
+
+def _numbers(value: Any, count: int, what: str) -> tuple[float, ...]:
+    if value is None or len(np.atleast_1d(value)) != count:
+        raise PackError(f"no image {what}: the image cannot be placed in the patient")
+    return tuple(_float(part, what) for part in value)
+
+
+def _float(value: Any, what: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise PackError(f"{what} is not a number: {value!r}") from error
+    if not np.isfinite(number):
+        raise PackError(f"{what} is not a finite number: {value!r}")
+    return number
+
+
+def _number(dataset: pydicom.Dataset, name: str) -> int:
+    value = dataset.get(name)
+    if not isinstance(value, int) or value <= 0:
+        raise PackError(f"{name} is missing or not a positive number: {value!r}")
+    return value
+
+
+def _texts(dataset: pydicom.Dataset, name: str) -> list[str]:
+    value = dataset.get(name)
+    if value is None:
+        return []
+    return [str(part) for part in ([value] if isinstance(value, str) else value)]
+
+
+@dataclass(frozen=True, slots=True)
+class PixelFormat:
+    """What must be equal in all frames of a volume."""
+
+    rows: int
+    columns: int
+    bits_allocated: int
+    bits_stored: int
+    signed: bool
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the stored values."""
+        return np.dtype(f"{'i' if self.signed else 'u'}{self.bits_allocated // 8}")
+
+
+def pixel_format_of(dataset: pydicom.Dataset) -> PixelFormat:
+    """Return the shape and type of an instance's frames."""
+    return PixelFormat(
+        rows=_number(dataset, "Rows"),
+        columns=_number(dataset, "Columns"),
+        bits_allocated=_number(dataset, "BitsAllocated"),
+        bits_stored=_number(dataset, "BitsStored"),
+        signed=dataset.get("PixelRepresentation", 0) == 1,
+    )
+
+
+class Frames:
+    """Decoded frames of instances; the last file read stays in memory."""
+
+    def __init__(self, instances: list[Instance], expected: PixelFormat) -> None:
+        self._instances = instances
+        self._expected = expected
+        self._loaded: tuple[int, pydicom.Dataset] | None = None
+
+    def decode(self, plane: Plane) -> NDArray[Any]:
+        """Return the stored values of a plane, shape (rows, columns).
+
+        Raises
+        ------
+        PackError
+            The pixel data cannot be decoded, or hold data in bits that are not theirs.
+        """
+        dataset = self._dataset(plane.instance)
+        expected = self._expected
+        padded = expected.bits_stored < expected.bits_allocated
+        # JPEG streams carry the stored bits only; elsewhere the other bits may hold data.
+        compare = padded and not _is_jpeg(dataset)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                array = pixel_array(dataset, raw=True, index=plane.frame)
+                whole = (
+                    pixel_array(dataset, raw=True, index=plane.frame, correct_unused_bits=False)
+                    if compare
+                    else array
+                )
+        except Exception as error:  # decoders of several packages, each with own exceptions
+            syntax = dataset.file_meta.TransferSyntaxUID.name
+            raise PackError(f"pixel data cannot be decoded ({syntax}): {error}") from error
+        if array.shape != (expected.rows, expected.columns):
+            raise PackError(
+                f"a frame of {array.shape} came out of the pixel data, "
+                f"{(expected.rows, expected.columns)} is announced"
+            )
+        if not np.array_equal(array, whole):
+            raise PackError(
+                f"bits above the {expected.bits_stored} stored ones hold data (an overlay?); "
+                "packing would lose them"
+            )
+        if not np.can_cast(array.dtype, expected.dtype, casting="equiv"):
+            raise PackError(f"pixel data decode to {array.dtype}, {expected.dtype} is announced")
+        return array
+
+    def _dataset(self, index: int) -> pydicom.Dataset:
+        if self._loaded is None or self._loaded[0] != index:
+            instance = self._instances[index]
+            raw = instance.path.read_bytes()
+            if hashlib.sha256(raw).hexdigest() != instance.sha256:
+                raise PackError(f"{instance.path} changed while it was being read")
+            self._loaded = index, pydicom.dcmread(io.BytesIO(raw))
+        return self._loaded[1]
+
+
+def _is_jpeg(dataset: pydicom.Dataset) -> bool:
+    syntax = dataset.file_meta.TransferSyntaxUID
+    return bool(syntax.is_encapsulated) and syntax != uid.RLELossless
+
+
+def references_of(dataset: pydicom.Dataset) -> tuple[set[str], set[str]]:
+    """Return the series and the instances that an object refers to.
+
+    Parameters
+    ----------
+    dataset : pydicom.Dataset
+        E.g. an RTSTRUCT, SEG, SR or secondary capture.
+
+    Returns
+    -------
+    series, instances : set of str
+        SeriesInstanceUIDs and SOPInstanceUIDs found in its sequences, at any depth.
+    """
+    series: set[str] = set()
+    instances: set[str] = set()
+    pending = [item for element in dataset if element.VR == "SQ" for item in element.value]
+    while pending:
+        item = pending.pop()
+        if found := item.get("SeriesInstanceUID"):
+            series.add(str(found))
+        if found := item.get("ReferencedSOPInstanceUID"):
+            instances.add(str(found))
+        pending += [inner for element in item if element.VR == "SQ" for inner in element.value]
+    return series, instances
