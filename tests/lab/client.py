@@ -183,7 +183,8 @@ class Kernel:
     def run(self, code: str) -> Ran:
         """Run a cell; return what it printed, its value, and its error."""
         identity = uuid.uuid4().hex
-        header = {"msg_id": identity, "msg_type": "execute_request", "username": "", "session": identity,
+        header = {"msg_id": identity, "msg_type": "execute_request", "username": "",
+            "session": identity,
                   "version": "5.3", "date": ""}  # fmt: skip
         content = {"code": code, "silent": False, "store_history": False, "user_expressions": {},
                    "allow_stdin": False, "stop_on_error": True}  # fmt: skip

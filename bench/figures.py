@@ -1,0 +1,145 @@
+"""What every benchmark shares: repeated, interleaved measurement, bounds, table and JSON."""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import os
+import platform
+import random
+import resource
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+RESAMPLES = 4000
+
+
+@dataclass(frozen=True)
+class Series:
+    """One measured quantity over its runs."""
+
+    name: str
+    unit: str
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What was asked, and whether the 95 % bound on the bad side meets it."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    goal: str
+    met: bool
+
+
+def bounds(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % bootstrap bounds of the median."""
+    chance = random.Random(1)
+    medians = sorted(
+        statistics.median(chance.choices(values, k=len(values))) for _ in range(RESAMPLES)
+    )
+    return medians[int(0.025 * RESAMPLES)], medians[int(0.975 * RESAMPLES)]
+
+
+def at_most(name: str, values: Sequence[float], limit: float, unit: str) -> Goal:
+    """State a goal that a quantity's median must not exceed."""
+    low, high = bounds(values)
+    return Goal(name, statistics.median(values), low, high, f"<= {limit:g} {unit}", high <= limit)
+
+
+def interleaved(
+    ways: Mapping[str, Callable[[], float]], rounds: int, console: Console
+) -> dict[str, tuple[float, ...]]:
+    """Run the ways in turn, in an order that changes each round; return each way's values."""
+    values: dict[str, list[float]] = {name: [] for name in ways}
+    order = list(ways)
+    for number in range(rounds):
+        for name in order:
+            values[name].append(ways[name]())
+            console.print(f"  {number + 1}/{rounds} {name}: {values[name][-1]:.2f}", style="dim")
+        order.reverse()
+    return {name: tuple(found) for name, found in values.items()}
+
+
+def machine() -> dict[str, object]:
+    """Say what the figures were measured on."""
+    model = "unknown processor"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.split(":", 1)[1].strip()
+            break
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory, 1),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    }
+
+
+def cpu_seconds() -> float:
+    """Return the CPU seconds of this process and its ended children."""
+    return sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """Parse the options that every benchmark has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="end within a minute")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    return parser.parse_args()
+
+
+def report(
+    title: str, series: Sequence[Series], goals: Sequence[Goal], *, quick: bool, path: Path | None
+) -> None:
+    """Print the table, and write the same as JSON where asked."""
+    console = Console(width=110)
+    table = Table(title=title)
+    for column in ("quantity", "median", "min", "max", "runs"):
+        table.add_column(column, justify="left" if column == "quantity" else "right")
+    for item in series:
+        table.add_row(
+            item.name,
+            f"{item.median:.3g} {item.unit}",
+            f"{min(item.values):.3g}",
+            f"{max(item.values):.3g}",
+            str(len(item.values)),
+        )
+    console.print(table)
+    for goal in goals:
+        console.print(
+            f"{'met' if goal.met else 'NOT MET'}: {goal.name}: {goal.value:.3g} "
+            f"[{goal.low:.3g}, {goal.high:.3g}], goal {goal.goal}",
+            markup=False,
+        )
+    where = machine()
+    console.print(f"on {where}; {cpu_seconds():.1f} CPU seconds of the benchmark's own")
+    if path is not None:
+        document = {
+            "title": title,
+            "quick": quick,
+            "measured_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            "machine": where,
+            "cpu_seconds": round(cpu_seconds(), 1),
+            "series": [asdict(item) | {"median": item.median} for item in series],
+            "goals": [asdict(goal) for goal in goals],
+        }
+        path.write_text(json.dumps(document, indent=2) + "\n")
