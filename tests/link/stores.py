@@ -1,0 +1,144 @@
+"""Stores to read from: a folder as the store makes it, behind a real SFTP server."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import socket
+import subprocess
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SFTP_SERVER = "/usr/lib/openssh/sftp-server"
+BLOCK = 131072
+
+
+@dataclass
+class StoreFolder:
+    """A project's view at the store."""
+
+    root: Path
+    block_size: int = BLOCK
+    sha256: str = ""
+    contents: dict[str, bytes] = field(default_factory=dict)
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def manifest_path(self) -> str:
+        return str(self.root / "manifest.json")
+
+    def add(self, uid: str, data: bytes, **series: Any) -> str:
+        path = f"series/{uid}.ozx"
+        self.contents[path] = data
+        self.rows[path] = series
+        file = self.root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+        size = self.block_size
+        hashes = b"".join(
+            hashlib.sha256(data[at : at + size]).digest() for at in range(0, len(data), size)
+        )
+        file.with_suffix(".blocks").write_bytes(hashes)
+        self.publish()
+        return path
+
+    def publish(self) -> None:
+        files = [
+            {
+                "path": path,
+                "size": len(data),
+                "blocks": hashlib.sha256(
+                    (self.root / path).with_suffix(".blocks").read_bytes()
+                ).hexdigest(),
+                "series": self.rows[path],
+            }
+            for path, data in self.contents.items()
+        ]
+        raw = json.dumps(
+            {
+                "kakehashi_manifest": 1,
+                "project": "lung",
+                "cohort": {"version": 1, "sha256": "0" * 64},
+                "block_size": self.block_size,
+                "files": files,
+            }
+        ).encode()
+        (self.root / "manifest.json").write_bytes(raw)
+        self.sha256 = hashlib.sha256(raw).hexdigest()
+
+
+def random_bytes(size: int, seed: int = 1) -> bytes:
+    return np.random.default_rng(seed).bytes(size)
+
+
+class Server:
+    """A real ``sftp-server``; each call opens one channel, as the broker does.
+
+    With ``meddle``, what the server sends runs through it: it gets the number of the channel,
+    the position in the stream and the bytes, and gives the bytes to pass on, or ``None`` to cut
+    the channel.
+    """
+
+    def __init__(self, meddle: Callable[[int, int, bytes], bytes | None] | None = None) -> None:
+        self.opened = 0
+        self._meddle = meddle
+        self._lock = threading.Lock()
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._threads: list[threading.Thread] = []
+        self._sockets: list[socket.socket] = []
+
+    def __call__(self) -> socket.socket:
+        near, far = socket.socketpair()
+        with far:
+            process = subprocess.Popen([SFTP_SERVER, "-R"], stdin=far.fileno(), stdout=far.fileno())
+        with self._lock:
+            number = self.opened
+            self.opened += 1
+            self._processes.append(process)
+        if self._meddle is None:
+            return near
+        front, back = socket.socketpair()
+        with self._lock:
+            self._sockets += [near, back]
+        for args in ((back, near, None), (near, back, number)):
+            thread = threading.Thread(target=self._pass_on, args=args, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        return front
+
+    def _pass_on(self, source: socket.socket, sink: socket.socket, number: int | None) -> None:
+        assert self._meddle is not None
+        at = 0
+        try:
+            while data := source.recv(65536):
+                passed = data if number is None else self._meddle(number, at, data)
+                if passed is None:
+                    break
+                at += len(data)
+                sink.sendall(passed)
+        except OSError:
+            pass
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def kill(self) -> None:
+        """Kill every server that runs now, as a cut connection does."""
+        with self._lock:
+            for process in self._processes:
+                process.kill()
+
+    def close(self) -> None:
+        self.kill()
+        for process in self._processes:
+            process.wait(timeout=10)
+        for thread in self._threads:
+            thread.join(timeout=10)
+        for end in self._sockets:
+            end.close()

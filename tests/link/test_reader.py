@@ -1,0 +1,483 @@
+"""The verified reader against a real SFTP server, also one that is cut, changed or flipped."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kakehashi.errors import BlockMismatchError, LinkClosedError, LinkError
+from kakehashi.link import Reader
+from kakehashi.link.manifest import NotInManifestError
+from tests.link.stores import BLOCK, Server, StoreFolder, random_bytes
+
+
+def reader_of(
+    folder: StoreFolder, connect: Callable[[], socket.socket], channels: int = 3
+) -> Reader:
+    return Reader.connect(
+        connect, manifest_path=folder.manifest_path, sha256=folder.sha256, channels=channels
+    )
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come true in time"
+        os.sched_yield()
+
+
+def link_threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("link-")]
+
+
+# --- the bytes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 77])
+def test_a_whole_file_comes_as_it_is(folder: StoreFolder, server: Server, size: int) -> None:
+    data = random_bytes(size)
+    path = folder.add("1.2.3", data)
+    with reader_of(folder, server) as reader, reader.open(path) as file:
+        assert file.size == size
+        assert file.read(0, size + 10) == data
+        assert file.read(size, 10) == b""
+        assert file.read(0, 0) == b""
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StoreFolder, Server]]:
+    folder = StoreFolder(tmp_path_factory.mktemp("store"), block_size=4096)
+    folder.add("1.2.3", random_bytes(300_000))
+    server = Server()
+    yield folder, server
+    server.close()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    ranges=st.lists(st.tuples(st.integers(0, 310_000), st.integers(0, 100_000)), max_size=12),
+    cache=st.sampled_from([1, 20_000, 1 << 20]),
+    channels=st.integers(1, 3),
+)
+def test_any_range_equals_the_files_bytes(
+    shared: tuple[StoreFolder, Server],
+    ranges: list[tuple[int, int]],
+    cache: int,
+    channels: int,
+) -> None:
+    folder, server = shared
+    path, data = next(iter(folder.contents.items()))
+    whole = reader_of(folder, server)
+    with (
+        Reader(
+            server,
+            whole.manifest,
+            manifest_path=folder.manifest_path,
+            channels=channels,
+            cache_bytes=cache,
+        ) as reader,
+        reader.open(path) as file,
+    ):
+        for offset, length in ranges:
+            assert file.read(offset, length) == data[offset : offset + length]
+
+
+def test_many_threads_read_the_right_bytes_at_once(folder: StoreFolder, server: Server) -> None:
+    paths = [folder.add(f"1.2.{n}", random_bytes(20 * BLOCK + n, seed=n)) for n in range(3)]
+    reader = reader_of(folder, server)
+
+    def work(seed: int) -> None:
+        pick = random.Random(seed)
+        for _ in range(30):
+            path = pick.choice(paths)
+            data = folder.contents[path]
+            offset = pick.randrange(len(data))
+            length = pick.randrange(5 * BLOCK)
+            assert reader.open(path).read(offset, length) == data[offset : offset + length]
+
+    with reader, ThreadPoolExecutor(16) as pool:
+        for done in [pool.submit(work, seed) for seed in range(16)]:
+            done.result(timeout=60)
+
+
+def test_reading_in_sequence_reads_ahead_and_reading_at_random_does_not(
+    folder: StoreFolder, server: Server
+) -> None:
+    data = random_bytes(200 * BLOCK)
+    path = folder.add("1.2.3", data)
+    with reader_of(folder, server) as reader, reader.open(path) as file:
+        for block in (150, 20, 90, 55):
+            file.read(block * BLOCK, BLOCK)
+        assert reader.stats().blocks == 1 + 4, "the list of hashes, and what was asked for"
+    with reader_of(folder, server) as reader, reader.open(path) as file:
+        for block in range(20):
+            file.read(block * BLOCK, BLOCK)
+        until(lambda: reader.stats().blocks > 1 + 20 + 4)
+
+
+def test_a_block_in_the_cache_is_not_fetched_again(folder: StoreFolder, server: Server) -> None:
+    path = folder.add("1.2.3", random_bytes(BLOCK))
+    with reader_of(folder, server) as reader, reader.open(path) as file:
+        first = file.read(0, BLOCK)
+        blocks = reader.stats().blocks
+        assert file.read(0, BLOCK) == first
+        assert reader.stats().blocks == blocks
+        assert reader.stats().cached_blocks == 1
+
+
+def test_the_cache_keeps_to_its_bound(folder: StoreFolder, server: Server) -> None:
+    path = folder.add("1.2.3", random_bytes(64 * BLOCK))
+    manifest = reader_of(folder, server).manifest
+    with Reader(
+        server, manifest, manifest_path=folder.manifest_path, cache_bytes=8 * BLOCK
+    ) as reader:
+        reader.open(path).read(0, 64 * BLOCK)
+        assert len(reader._blocks) <= 8 + reader._window
+
+
+# --- what must not come through ----------------------------------------------------------------
+
+
+def test_a_path_that_the_manifest_does_not_name_is_not_there(
+    folder: StoreFolder, server: Server
+) -> None:
+    path = folder.add("1.2.3", b"x")
+    (folder.root / "series" / "9.9.ozx").write_bytes(b"another project's")
+    with reader_of(folder, server) as reader:
+        for wrong in ("series/9.9.ozx", "series/../" + path, "/etc/passwd", "series/1.2.3.blocks"):
+            with pytest.raises(NotInManifestError):
+                reader.open(wrong)
+            with pytest.raises(FileNotFoundError):
+                reader.open(wrong)
+
+
+def test_a_bit_flipped_at_rest_is_never_handed_out(folder: StoreFolder, server: Server) -> None:
+    data = random_bytes(10 * BLOCK)
+    path = folder.add("1.2.3", data)
+    changed = bytearray(data)
+    changed[3 * BLOCK + 5] ^= 1
+    (folder.root / path).write_bytes(changed)
+    with reader_of(folder, server) as reader, reader.open(path) as file:
+        with pytest.raises(BlockMismatchError, match="not those that the manifest names"):
+            file.read(3 * BLOCK, 10)
+        with pytest.raises(BlockMismatchError):
+            file.read(0, len(data))
+        assert file.read(0, 3 * BLOCK) == data[: 3 * BLOCK], "the other blocks are as good as ever"
+        assert file.read(4 * BLOCK, BLOCK) == data[4 * BLOCK : 5 * BLOCK]
+        assert reader.stats().retries >= 3
+
+
+def test_a_file_repaired_at_the_store_can_be_read_again(
+    folder: StoreFolder, server: Server
+) -> None:
+    data = random_bytes(2 * BLOCK)
+    path = folder.add("1.2.3", data)
+    (folder.root / path).write_bytes(bytes(2 * BLOCK))
+    with reader_of(folder, server) as reader, reader.open(path) as file:
+        with pytest.raises(BlockMismatchError):
+            file.read(0, BLOCK)
+        repaired = folder.root / "new"
+        repaired.write_bytes(data)
+        repaired.rename(folder.root / path)
+        assert file.read(0, 2 * BLOCK) == data
+
+
+@pytest.mark.parametrize("left", [0, BLOCK, 3 * BLOCK - 1])
+def test_a_truncated_file_is_an_error_and_not_a_short_read(
+    folder: StoreFolder, server: Server, left: int
+) -> None:
+    data = random_bytes(3 * BLOCK)
+    path = folder.add("1.2.3", data)
+    os.truncate(folder.root / path, left)
+    with reader_of(folder, server) as reader, reader.open(path) as file:
+        with pytest.raises(BlockMismatchError):
+            file.read(0, 3 * BLOCK)
+        whole = left // BLOCK * BLOCK
+        assert file.read(0, whole) == data[:whole]
+
+
+def test_a_file_that_is_gone_is_an_error(folder: StoreFolder, server: Server) -> None:
+    path = folder.add("1.2.3", b"x" * 10)
+    (folder.root / path).unlink()
+    with (
+        reader_of(folder, server) as reader,
+        reader.open(path) as file,
+        pytest.raises(LinkError, match="cannot open"),
+    ):
+        file.read(0, 10)
+
+
+def test_a_changed_list_of_hashes_is_refused(folder: StoreFolder, server: Server) -> None:
+    path = folder.add("1.2.3", random_bytes(3 * BLOCK))
+    blocks = (folder.root / path).with_suffix(".blocks")
+    blocks.write_bytes(bytes(len(blocks.read_bytes())))
+    with reader_of(folder, server) as reader, pytest.raises(BlockMismatchError, match="list"):
+        reader.open(path)
+
+
+def test_a_changed_manifest_is_refused(folder: StoreFolder, server: Server) -> None:
+    folder.add("1.2.3", b"x")
+    good = folder.sha256
+    raw = Path(folder.manifest_path).read_bytes()
+    Path(folder.manifest_path).write_bytes(raw.replace(b'"lung"', b'"skin"'))
+    with pytest.raises(BlockMismatchError, match="manifest"):
+        Reader.connect(server, manifest_path=folder.manifest_path, sha256=good)
+    Path(folder.manifest_path).write_bytes(raw)
+    Reader.connect(server, manifest_path=folder.manifest_path, sha256=good).close()
+
+
+# --- the wire ----------------------------------------------------------------------------------
+
+
+def test_bytes_flipped_on_the_wire_are_found_and_read_again(folder: StoreFolder) -> None:
+    data = random_bytes(40 * BLOCK)
+    path = folder.add("1.2.3", data)
+    flipped = threading.Event()
+
+    def flip(channel: int, at: int, piece: bytes) -> bytes:
+        # The first channel reads the manifest; the second gets one wrong bit, far inside.
+        if channel == 1 and at > 300_000 and len(piece) > 1000 and not flipped.is_set():
+            flipped.set()
+            changed = bytearray(piece)
+            changed[500] ^= 0x10
+            return bytes(changed)
+        return piece
+
+    with closing(Server(flip)) as server, reader_of(folder, server) as reader:
+        assert reader.open(path).read(0, len(data)) == data
+        stats = reader.stats()
+    assert flipped.is_set()
+    assert stats.retries + stats.reconnects > 0, "a flip in the framing shows as a lost channel"
+
+
+def test_a_line_that_always_flips_is_an_error_in_the_end(folder: StoreFolder) -> None:
+    data = random_bytes(4 * BLOCK)
+    path = folder.add("1.2.3", data)
+
+    def flip(channel: int, at: int, piece: bytes) -> bytes:
+        if channel == 0 or len(piece) < 30_000:
+            return piece
+        changed = bytearray(piece)
+        changed[20_000] ^= 1
+        return bytes(changed)
+
+    with (
+        closing(Server(flip)) as server,
+        reader_of(folder, server) as reader,
+        pytest.raises(BlockMismatchError),
+    ):
+        reader.open(path).read(0, len(data))
+
+
+def test_channels_cut_in_the_middle_of_a_block_show_as_nothing(folder: StoreFolder) -> None:
+    data = random_bytes(100 * BLOCK)
+    path = folder.add("1.2.3", data)
+    cuts = 0
+
+    def cut(channel: int, at: int, piece: bytes) -> bytes | None:
+        nonlocal cuts
+        if 0 < channel < 8 and at > 1_000_000:
+            cuts += 1
+            return None
+        return piece
+
+    with closing(Server(cut)) as server, reader_of(folder, server) as reader:
+        assert reader.open(path).read(0, len(data)) == data
+        assert reader.stats().reconnects >= 3
+        assert reader.stats().retries == 0, "a cut is not a wrong byte"
+    assert cuts >= 3
+
+
+def test_servers_killed_again_and_again_show_as_nothing(
+    folder: StoreFolder, server: Server
+) -> None:
+    data = random_bytes(600 * BLOCK)
+    path = folder.add("1.2.3", data)
+    done = threading.Event()
+
+    def killer(reader: Reader) -> None:
+        seen = 0
+        while not done.is_set() and seen < 400:
+            if reader.stats().blocks > seen + 50:
+                seen = reader.stats().blocks
+                server.kill()
+
+    with reader_of(folder, server) as reader:
+        thread = threading.Thread(target=killer, args=(reader,))
+        thread.start()
+        assert reader.open(path).read(0, len(data)) == data
+        done.set()
+        thread.join()
+        assert reader.stats().reconnects > 0
+
+
+def test_a_store_out_of_reach_is_waited_for(folder: StoreFolder, server: Server) -> None:
+    data = random_bytes(5 * BLOCK)
+    path = folder.add("1.2.3", data)
+    manifest = reader_of(folder, server).manifest
+    refusals = 0
+    reachable = threading.Event()
+
+    def connect() -> socket.socket:
+        nonlocal refusals
+        if not reachable.is_set():
+            refusals += 1
+            raise ConnectionRefusedError(111, "Connection refused")
+        return server()
+
+    with (
+        Reader(connect, manifest, manifest_path=folder.manifest_path) as reader,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        read = pool.submit(lambda: reader.open(path).read(0, len(data)))
+        until(lambda: refusals > 3)
+        assert not read.done()
+        reachable.set()
+        assert read.result(timeout=30) == data
+        assert reader.stats().waiting_s > 0
+
+
+def test_a_silent_channel_is_replaced(folder: StoreFolder, server: Server) -> None:
+    data = random_bytes(5 * BLOCK)
+    path = folder.add("1.2.3", data)
+    manifest = reader_of(folder, server).manifest
+    held: list[socket.socket] = []
+
+    def connect() -> socket.socket:
+        if len(held) < 4:
+            near, far = socket.socketpair()
+            held.extend((far,))
+            return near
+        return server()
+
+    with Reader(
+        connect, manifest, manifest_path=folder.manifest_path, channels=2, patience_s=0.2
+    ) as reader:
+        assert reader.open(path).read(0, len(data)) == data
+    for end in held:
+        end.close()
+
+
+# --- the end -----------------------------------------------------------------------------------
+
+
+def test_closing_ends_reads_that_wait(folder: StoreFolder, server: Server) -> None:
+    path = folder.add("1.2.3", random_bytes(BLOCK))
+    manifest = reader_of(folder, server).manifest
+    asked = threading.Event()
+
+    def connect() -> socket.socket:
+        asked.set()
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    reader = Reader(connect, manifest, manifest_path=folder.manifest_path)
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(reader.open, path)
+        assert asked.wait(10)
+        reader.close()
+        with pytest.raises(LinkClosedError):
+            read.result(timeout=10)
+    with pytest.raises(LinkClosedError):
+        reader.open(path)
+
+
+def test_closing_ends_reads_from_a_server_that_hangs(folder: StoreFolder, server: Server) -> None:
+    path = folder.add("1.2.3", random_bytes(BLOCK))
+    manifest = reader_of(folder, server).manifest
+    near, far = socket.socketpair()
+    reader = Reader(lambda: near, manifest, manifest_path=folder.manifest_path, channels=1)
+    with ThreadPoolExecutor(1) as pool, far:
+        read = pool.submit(reader.open, path)
+        assert far.recv(100), "the greeting is there, and is never answered"
+        started = time.monotonic()
+        reader.close()
+        with pytest.raises(LinkClosedError):
+            read.result(timeout=10)
+        assert time.monotonic() - started < 0.9, "nobody waited for the server's patience"
+
+
+def test_a_link_that_is_closed_is_not_tried_again(folder: StoreFolder, server: Server) -> None:
+    path = folder.add("1.2.3", random_bytes(BLOCK))
+    manifest = reader_of(folder, server).manifest
+    attempts = 0
+
+    def connect() -> socket.socket:
+        nonlocal attempts
+        attempts += 1
+        raise LinkClosedError("the session has ended")
+
+    with Reader(connect, manifest, manifest_path=folder.manifest_path, channels=1) as reader:
+        for _ in range(3):
+            with pytest.raises(LinkClosedError, match="the session has ended"):
+                reader.open(path)
+    assert attempts == 1
+
+
+def test_nothing_is_left_running(folder: StoreFolder, server: Server) -> None:
+    path = folder.add("1.2.3", random_bytes(BLOCK))
+    with reader_of(folder, server) as reader:
+        reader.open(path).read(0, 10)
+        assert link_threads()
+    assert not link_threads()
+    forgotten = reader_of(folder, server)
+    forgotten.open(path).read(0, 10)
+    assert link_threads()
+    del forgotten
+    assert not link_threads(), "a reader that nobody holds any more ends its threads"
+
+
+def test_a_read_can_be_interrupted(folder: StoreFolder, server: Server) -> None:
+    path = folder.add("1.2.3", random_bytes(BLOCK))
+    manifest = reader_of(folder, server).manifest
+
+    def connect() -> socket.socket:
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    with (
+        Reader(connect, manifest, manifest_path=folder.manifest_path) as reader,
+        pytest.raises(InterruptedError),
+    ):
+        reader.open(path, interrupted=lambda: True)
+
+
+def test_a_forked_child_gets_an_error_and_does_not_hang(
+    folder: StoreFolder, server: Server
+) -> None:
+    path = folder.add("1.2.3", random_bytes(BLOCK))
+    with reader_of(folder, server) as reader, reader.open(path) as file:
+        file.read(0, 1)
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                reader._blocks.clear()
+                file.read(0, 1)
+            except LinkError as error:
+                code = 0 if "worker process" in str(error) else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert file.read(0, BLOCK)
+
+
+def test_misuse_is_named(folder: StoreFolder, server: Server) -> None:
+    path = folder.add("1.2.3", b"x")
+    with reader_of(folder, server) as reader:
+        file = reader.open(path)
+        for offset, length in ((-1, 1), (0, -1)):
+            with pytest.raises(ValueError, match="must not be negative"):
+                file.read(offset, length)
+        file.close()
+        with pytest.raises(ValueError, match="closed"):
+            file.read(0, 1)
