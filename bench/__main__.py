@@ -29,7 +29,7 @@ def render(documents: list[dict[str, object]]) -> str:
             f"## {document['title']}",
             "",
             f"{document['measured_at']}, {where['processor']}, {where['cores']} cores, "
-            f"{where['memory_gib']} GiB, Linux {where['kernel']}.",
+             f"{where['memory_gib']} GiB, Linux {where['kernel']}.",
             "",
             "| quantity | median | min | max | runs |",
             "|---|---:|---:|---:|---:|",
@@ -58,7 +58,7 @@ def main() -> int:
     for name in BENCHMARKS:
         path = results / f"{name}.json"
         done = subprocess.run(
-            [sys.executable, "-m", f"bench.{name}", "--json", str(path), *sys.argv[1:]],
+            [sys.executable, str(HERE / f"{name}.py"), "--json", str(path), *sys.argv[1:]],
             cwd=HERE.parent,
             check=False,
         )

@@ -8,12 +8,17 @@ hub to the node, the mounted store and the work folder.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import requests
 from rich.console import Console
+
+# Run as a script, this folder is on the path but not its parent.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.figures import Series, arguments, at_most, interleaved, report
 from tests.lab import lab as real_lab
@@ -38,7 +43,7 @@ c.JupyterHub.authenticator_class = "dummy"
 c.DummyAuthenticator.password = "plain"
 c.Authenticator.allow_all = True
 c.JupyterHub.spawner_class = "batchspawner.SlurmSpawner"
-c.Spawner.cmd = ["{PYTHON}", "-m", "jupyterhub.singleuser"]
+c.Spawner.cmd = ["/opt/kakehashi/.venv/bin/jupyterhub-singleuser"]
 c.BatchSpawnerBase.batchspawner_singleuser_cmd = "{PYTHON} -m batchspawner.singleuser"
 c.SlurmSpawner.req_partition = "gpu"
 c.SlurmSpawner.req_runtime = "1:00:00"
