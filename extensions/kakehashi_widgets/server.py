@@ -1,0 +1,58 @@
+"""The jupyter-server extension: images by HTTP to the widgets, downloads closed."""
+
+# mypy: allow-untyped-calls
+# (jupyter_server says that it is typed, and leaves many functions without types)
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jupyter_server.utils import url_path_join
+
+from kakehashi_widgets.closed import ClosedHandler
+from kakehashi_widgets.handlers import CohortHandler, SeriesHandler, SessionHandler, SliceHandler
+from kakehashi_widgets.shelf import Shelf
+
+if TYPE_CHECKING:
+    from jupyter_server.serverapp import ServerApp
+
+_UID = r"([0-9][0-9.]*)"
+_LAB_PLUGINS = Path(__file__).parent / "labextension"
+
+_ROUTES = [
+    (r"kakehashi/cohort", CohortHandler),
+    (r"kakehashi/session", SessionHandler),
+    (rf"kakehashi/series/{_UID}", SeriesHandler),
+    (rf"kakehashi/series/{_UID}/slice/([^/]+)/([^/]+)", SliceHandler),
+]
+# Jupyter's own ways to hand a file out: raw files, and notebooks turned into other formats.
+_CLOSED = [r"files(?:/.*)?", r"view(?:/.*)?", r"nbconvert(?:/.*)?", r"api/nbconvert"]
+
+
+def link(app: ServerApp) -> None:
+    """Let JupyterLab find the plugin that takes its download and export commands away.
+
+    Called before any extension is loaded, so that the lab's list of plugins can still grow.
+    """
+    for point in app.extension_manager.extension_points.values():
+        extension = point.app
+        if extension is None or not hasattr(extension, "extra_labextensions_path"):
+            continue
+        extension.extra_labextensions_path = [
+            str(_LAB_PLUGINS),
+            *extension.extra_labextensions_path,
+        ]
+
+
+def load(app: ServerApp) -> None:
+    """Add the routes. They come before Jupyter's own, so that the closed ones win."""
+    base = app.web_app.settings["base_url"]
+    app.web_app.settings["kakehashi_shelf"] = Shelf()
+    app.web_app.add_handlers(
+        ".*$",
+        [
+            *((url_path_join(base, path), handler) for path, handler in _ROUTES),
+            *((url_path_join(base, path), ClosedHandler) for path in _CLOSED),
+        ],
+    )
