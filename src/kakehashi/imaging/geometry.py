@@ -165,7 +165,9 @@ def _directions(
     if np.abs(lengths - 1).max() > ORTHONORMAL_TOLERANCE or (
         abs(float(row @ column)) > ORTHONORMAL_TOLERANCE
     ):
-        raise PackError(f"image orientation {cosines[0].tolist()} is not two unit vectors at a right angle")
+        raise PackError(
+            f"image orientation {cosines[0].tolist()} is not two unit vectors at a right angle"
+        )
     off = np.abs(cosines - cosines[0]).max(axis=1)
     if off.max() > ORIENTATION_TOLERANCE:
         other = int((off > ORIENTATION_TOLERANCE).sum())

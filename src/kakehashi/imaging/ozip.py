@@ -221,7 +221,7 @@ class ZipStore(Store):
         if data is None:
             raise StoreError(f"the pack has no member {name!r}; it is incomplete or not a pack")
         if zlib.crc32(data) != self._members[name].crc32:
-            raise StoreError(f"member {name!r} is damaged: its CRC-32 differs; add it again")
+            raise StoreError(f"member {name!r} is damaged: its CRC-32 differs; restore the pack")
         return data
 
     def _start(self, member: _Member) -> int:

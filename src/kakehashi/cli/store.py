@@ -1,0 +1,271 @@
+"""``kakehashi store``: take data in, and see what is there."""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from kakehashi import config as configuration
+from kakehashi.errors import StoreError
+
+# numpy, zarr, pydicom and the database are imported where they are used: hub and node run
+# the command line without them.
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kakehashi.store.catalogue import Catalogue, Kept, Series
+    from kakehashi.store.view import ViewBuilt
+
+app = typer.Typer(help="The store: packed series, catalogue, views.", no_args_is_help=True)
+
+ConfigOption = Annotated[
+    Path, typer.Option("--config", envvar="KAKEHASHI_CONFIG", help="The deployment's settings.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DEFAULT_CONFIG = Path("/etc/kakehashi.toml")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[configuration.Config, Catalogue]]:
+    from kakehashi.store.catalogue import Catalogue  # noqa: PLC0415 - see above
+
+    config = configuration.load(path)
+    catalogue = Catalogue.open(config.need_store())
+    try:
+        yield config, catalogue
+    finally:
+        catalogue.close()
+
+
+class _Bars:
+    """The progress of adding, as bars."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, Any] = {}
+
+    def _show(self, name: str, done: int, total: int) -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=total)
+        self._progress.update(self._tasks[name], completed=done, total=total)
+
+    def files(self, done: int, total: int) -> None:
+        self._show("files read", done, total)
+
+    def series(self, done: int, total: int) -> None:
+        self._show("series", done, total)
+
+    def slices(self, done: int, total: int) -> None:
+        self._show("slices of this series", done, total)
+
+
+@app.command()
+def add(
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Folders or files with DICOM data.")
+    ],
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Pack DICOM series into the store; keep what cannot be packed, with the reason.
+
+    It can be interrupted and repeated: series that are complete stay, and what is in the
+    store already is left alone.
+    """
+    from kakehashi.store.ingest import add as add_files  # noqa: PLC0415 - see above
+
+    # Odd attributes are the senders'; they come back as they were, and concern nobody here.
+    logging.getLogger("pydicom").setLevel(logging.ERROR)
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with (
+        _opened(config) as (settings, catalogue),
+        Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress,
+    ):
+        report = add_files(settings.need_store(), catalogue, sources, _Bars(progress))
+    for path in report.skipped:
+        _print(f"skipped  {path}: not a plain file")
+    for kept in report.kept:
+        _print(f"kept     {kept.sop_uid or kept.path}: {kept.reason}")
+    for row in report.packed:
+        _print(f"packed   {row.series_uid}: {_summary(row)}")
+    _print(
+        f"{len(report.packed)} series packed, {len(report.unchanged)} were there already, "
+        f"{len(report.kept)} objects kept"
+    )
+
+
+@app.command("list")
+def list_(
+    *,
+    config: ConfigOption = DEFAULT_CONFIG,
+    kept: Annotated[
+        bool, typer.Option("--kept", help="What could not be packed, with the reason.")
+    ] = False,
+    modality: Annotated[str | None, typer.Option(help="Only this modality, e.g. CT.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the series of the catalogue, or the kept objects."""
+    with _opened(config) as (_, catalogue):
+        rows: list[Series] | list[Kept] = (
+            catalogue.list_kept(modality=modality)
+            if kept
+            else catalogue.list_series(modality=modality)
+        )
+        if as_json:
+            _print_json([row.as_json() for row in rows])
+        elif kept:
+            _print_kept(catalogue.list_kept(modality=modality))
+        else:
+            _print_series(catalogue.list_series(modality=modality))
+
+
+@app.command()
+def show(
+    uid: Annotated[str, typer.Argument(metavar="UID", help="SeriesInstanceUID.")],
+    *,
+    config: ConfigOption = DEFAULT_CONFIG,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare every block with its hash.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a series: its row, its geometry, and the kept objects that belong to it."""
+    from kakehashi.imaging.ozip import FileReader, open_pack  # noqa: PLC0415 - see above
+    from kakehashi.store.layout import Layout, damaged_blocks  # noqa: PLC0415 - see above
+
+    with _opened(config) as (settings, catalogue):
+        row, kept = catalogue.series(uid), catalogue.kept_about_series(uid)
+    if row is None and not kept:
+        raise StoreError(f"no series {uid!r} in the store; `kakehashi store list` shows all")
+    result: dict[str, Any] = {
+        "series": row and row.as_json(),
+        "kept": [item.as_json() for item in kept],
+    }
+    damaged: list[int] = []
+    if row is not None:
+        path = Layout(settings.need_store().root).absolute(row.path)
+        if check:
+            damaged = damaged_blocks(path, row.blocks)
+            result["damaged_blocks"] = damaged
+        if not damaged:
+            with FileReader(path) as reader:
+                pack = open_pack(reader)
+            result["geometry"] = {
+                "shape": [row.slices, row.rows, row.columns],
+                "spacing_mm": list(pack.spacing_mm),
+                "affine_lps": pack.affine_lps.tolist(),
+                "rescale": pack.rescale.to_meta(),
+            }
+    if as_json:
+        _print_json(result)
+    else:
+        _print_details(result)
+    if damaged:
+        raise StoreError(
+            f"{len(damaged)} block(s) of the pack of {uid} are damaged: {damaged[:8]}; restore "
+            "the pack from a backup"
+        )
+
+
+@app.command()
+def view(
+    project: Annotated[str | None, typer.Argument(metavar="PROJECT")] = None,
+    *,
+    config: ConfigOption = DEFAULT_CONFIG,
+    every: Annotated[bool, typer.Option("--all", help="The views of all projects.")] = False,
+) -> None:
+    """Build or bring up to date what a project's account sees."""
+    from kakehashi.store.view import build_view  # noqa: PLC0415 - see above
+
+    if every == (project is not None):
+        raise typer.BadParameter("name one project, or give --all")
+    with _opened(config) as (settings, catalogue):
+        names = [project] if project is not None else [p.id for p in settings.projects]
+        for name in names:
+            built = build_view(settings, name, catalogue)
+            _print(_view_line(built))
+
+
+def _view_line(built: ViewBuilt) -> str:
+    cohort = built.cohort
+    return (
+        f"{cohort.project}: {len(cohort.series)} series (cohort version {cohort.version}), "
+        f"{built.linked} new, {built.removed} gone; manifest {built.manifest_sha256}"
+    )
+
+
+def _print(text: str) -> None:
+    typer.echo(text)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def _summary(row: Series) -> str:
+    size = f"{row.columns}x{row.rows}x{row.slices}"
+    spacing = f"{row.spacing_x:.3g}x{row.spacing_y:.3g}x{row.spacing_z:.3g} mm"
+    flags = f" [{', '.join(row.flags)}]" if row.flags else ""
+    return f"{row.modality} {size}, {spacing}{flags}"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _cells(*values: object) -> list[str]:
+    return ["" if value is None else str(value).replace("[", r"\[") for value in values]
+
+
+def _print_series(rows: list[Series]) -> None:
+    table = _table("series", "image", "body part", "description", "date", "manufacturer")
+    for row in rows:
+        table.add_row(
+            *_cells(
+                row.series_uid,
+                _summary(row),
+                row.body_part,
+                row.description,
+                row.study_date,
+                row.manufacturer,
+            )
+        )
+    Console().print(table)
+
+
+def _print_kept(rows: list[Kept]) -> None:
+    table = _table("object", "modality", "reason", "refers to", "path")
+    for row in rows:
+        table.add_row(
+            *_cells(row.sop_uid, row.modality, row.reason, "\n".join(row.refers_to), row.path)
+        )
+    Console().print(table)
+
+
+def _print_details(result: dict[str, Any]) -> None:
+    for name, value in (result["series"] or {}).items():
+        if value not in (None, []):
+            _print(f"{name:16} {', '.join(value) if isinstance(value, list) else value}")
+    if geometry := result.get("geometry"):
+        rows = geometry["affine_lps"][:3]
+        _print("affine (LPS, mm) " + "\n                 ".join(_numbers(row) for row in rows))
+        _print(f"rescale          {json.dumps(geometry['rescale'], ensure_ascii=False)}")
+    for item in result["kept"]:
+        _print(f"kept             {item['modality'] or '-'} {item['path']}: {item['reason']}")
+    if result.get("damaged_blocks") == []:
+        _print("blocks           all as hashed")
+
+
+def _numbers(row: list[float]) -> str:
+    return " ".join(f"{value:12.6f}" for value in row)

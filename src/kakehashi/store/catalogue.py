@@ -1,0 +1,400 @@
+"""The catalogue: one row a series, the kept objects, and the projects' frozen cohorts.
+
+There is no row per image: what is known of single images lies in the packs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
+
+from kakehashi.errors import StoreError
+from kakehashi.store.layout import Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from kakehashi.config import CohortQuery, StoreHost
+
+_METADATA = sa.MetaData()
+_UID = sa.String(64)
+_SHA256 = sa.String(64)
+
+_SERIES = sa.Table(
+    "series",
+    _METADATA,
+    sa.Column("series_uid", _UID, primary_key=True),
+    sa.Column("study_uid", _UID, nullable=False, index=True),
+    sa.Column("patient_id", sa.Text, nullable=False, index=True),
+    sa.Column("modality", sa.String(16), nullable=False, index=True),
+    sa.Column("body_part", sa.Text, index=True),
+    sa.Column("manufacturer", sa.Text, index=True),
+    sa.Column("model", sa.Text),
+    sa.Column("kernel", sa.Text),
+    sa.Column("description", sa.Text),
+    sa.Column("study_date", sa.Date),
+    sa.Column("rows", sa.Integer, nullable=False),
+    sa.Column("columns", sa.Integer, nullable=False),
+    sa.Column("slices", sa.Integer, nullable=False),
+    sa.Column("spacing_z", sa.Double, nullable=False),
+    sa.Column("spacing_y", sa.Double, nullable=False),
+    sa.Column("spacing_x", sa.Double, nullable=False),
+    sa.Column("thickness", sa.Double),
+    sa.Column("orientation", sa.String(16), nullable=False),
+    sa.Column("kvp", sa.Double),
+    sa.Column("contrast", sa.Boolean, nullable=False),
+    sa.Column("sex", sa.String(16)),
+    sa.Column("age", sa.Double),
+    sa.Column("transfer_syntax", _UID, nullable=False),
+    sa.Column("flags", sa.JSON, nullable=False),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("blocks", _SHA256, nullable=False),
+    sa.Column("added_at", sa.String(32), nullable=False),
+)
+_KEPT = sa.Table(
+    "kept",
+    _METADATA,
+    sa.Column("sha256", _SHA256, primary_key=True),
+    sa.Column("sop_uid", sa.Text),
+    sa.Column("series_uid", sa.Text, index=True),
+    sa.Column("study_uid", sa.Text),
+    sa.Column("modality", sa.Text),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("added_at", sa.String(32), nullable=False),
+)
+_REFERENCES = sa.Table(
+    "kept_references",
+    _METADATA,
+    sa.Column("sha256", sa.ForeignKey("kept.sha256"), primary_key=True),
+    sa.Column("series_uid", sa.Text, primary_key=True, index=True),
+)
+_COHORTS = sa.Table(
+    "cohorts",
+    _METADATA,
+    sa.Column("project", sa.String(28), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("sha256", _SHA256, nullable=False),
+    sa.Column("series", sa.JSON, nullable=False),
+    sa.Column("frozen_at", sa.String(32), nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesFacts:
+    """What a packed series is, from its DICOM attributes and its grid.
+
+    Attributes
+    ----------
+    spacing_z, spacing_y, spacing_x : float
+        Lengths of one step between slices, rows, columns, mm.
+    thickness : float or None
+        Slice Thickness, mm.
+    orientation : str
+        ``axial``, ``coronal``, ``sagittal``, ``oblique``.
+    kvp : float or None
+        Tube voltage, kV.
+    contrast : bool
+        A contrast agent is named.
+    age : float or None
+        Years.
+    flags : tuple of str
+        ``tilted``, ``uneven-spacing``, ``single-slice``, ``lossy``.
+    """
+
+    series_uid: str
+    study_uid: str
+    patient_id: str
+    modality: str
+    body_part: str | None
+    manufacturer: str | None
+    model: str | None
+    kernel: str | None
+    description: str | None
+    study_date: dt.date | None
+    rows: int
+    columns: int
+    slices: int
+    spacing_z: float
+    spacing_y: float
+    spacing_x: float
+    thickness: float | None
+    orientation: str
+    kvp: float | None
+    contrast: bool
+    sex: str | None
+    age: float | None
+    transfer_syntax: str
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series(SeriesFacts):
+    """One row of the catalogue.
+
+    Attributes
+    ----------
+    path : str
+        Of the pack, relative to the store's root.
+    size : int
+        Bytes of the pack.
+    blocks : str
+        SHA-256 of the pack's ``.blocks`` file, hexadecimal.
+    added_at : str
+        ISO 8601, UTC.
+    """
+
+    path: str
+    size: int
+    blocks: str
+    added_at: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the row as JSON types."""
+        row = dataclasses.asdict(self)
+        row["study_date"] = self.study_date and self.study_date.isoformat()
+        row["flags"] = list(self.flags)
+        return row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """An object that was kept as it came, because it could not be packed.
+
+    Attributes
+    ----------
+    sha256 : str
+        Of the file.
+    reason : str
+        Why it was not packed.
+    path : str
+        Relative to the store's root.
+    refers_to : tuple of str
+        SeriesInstanceUIDs that it refers to.
+    """
+
+    sha256: str
+    sop_uid: str | None
+    series_uid: str | None
+    study_uid: str | None
+    modality: str | None
+    reason: str
+    path: str
+    size: int
+    added_at: str
+    refers_to: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the row as JSON types."""
+        return dataclasses.asdict(self) | {"refers_to": list(self.refers_to)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cohort:
+    """A project's frozen list of series.
+
+    Attributes
+    ----------
+    version : int
+        From 1; grows when the list changes.
+    sha256 : str
+        Over the list of (series, blocks).
+    series : tuple of str
+        SeriesInstanceUIDs, sorted.
+    """
+
+    project: str
+    version: int
+    sha256: str
+    series: tuple[str, ...]
+    frozen_at: str
+
+
+def now() -> str:
+    """Return the time as the records hold it: ISO 8601, UTC, to the second."""
+    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class Catalogue:
+    """The records, on SQLite or PostgreSQL.
+
+    Parameters
+    ----------
+    engine : sqlalchemy.Engine
+        Missing tables are made.
+
+    Raises
+    ------
+    StoreError
+        The database cannot be reached or used; so do all methods.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        with self._begin() as connection:
+            _METADATA.create_all(connection)
+
+    @classmethod
+    def open(cls, store: StoreHost) -> Self:
+        """Open the catalogue of a configured store."""
+        if store.database is not None:
+            try:
+                engine = sa.create_engine(store.database, hide_parameters=True)
+            except (SQLAlchemyError, ImportError, ValueError) as error:
+                # The URL may hold a password: name the setting, not its value.
+                raise StoreError(
+                    f"store.database cannot be used ({type(error).__name__}); expected an "
+                    "SQLAlchemy URL whose driver is installed"
+                ) from None
+            return cls(engine)
+        path = Layout(store.root).catalogue
+        if not path.parent.is_dir():
+            raise StoreError(f"{path.parent} is not there; make it with `kakehashi store init`")
+        path.touch(mode=0o640)  # names of patients' studies are not for everyone on the store
+        url = sa.URL.create("sqlite", database=str(path))
+        return cls(sa.create_engine(url, connect_args={"timeout": 30}, hide_parameters=True))
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _begin(self) -> Iterator[sa.Connection]:
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise _explain(error) from error
+
+    def add_series(self, row: Series) -> None:
+        """Add a series that is not there yet."""
+        with self._begin() as connection:
+            connection.execute(sa.insert(_SERIES).values(**_values(row)))
+
+    def series(self, series_uid: str) -> Series | None:
+        """Return a series' row, None if there is none."""
+        rows = self._select(sa.select(_SERIES).where(_SERIES.c.series_uid == series_uid))
+        return rows[0] if rows else None
+
+    def list_series(self, *, modality: str | None = None, study: str | None = None) -> list[Series]:
+        """Return all series, or those of a modality or a study, sorted by UID."""
+        query = sa.select(_SERIES)
+        if modality is not None:
+            query = query.where(_SERIES.c.modality == modality)
+        if study is not None:
+            query = query.where(_SERIES.c.study_uid == study)
+        return self._select(query)
+
+    def select_cohort(self, query: CohortQuery) -> list[Series]:
+        """Return the series that a project's query gives, sorted by UID."""
+        columns = {
+            _SERIES.c.modality: query.modality,
+            _SERIES.c.body_part: query.body_part,
+            _SERIES.c.manufacturer: query.manufacturer,
+            _SERIES.c.series_uid: query.series,
+        }
+        conditions = [column.in_(sorted(values)) for column, values in columns.items() if values]
+        return self._select(sa.select(_SERIES).where(*conditions))
+
+    def _select(self, query: sa.Select[Any]) -> list[Series]:
+        with self._begin() as connection:
+            found = connection.execute(query.order_by(_SERIES.c.series_uid)).mappings().all()
+        return [Series(**(dict(row) | {"flags": tuple(row["flags"])})) for row in found]
+
+    def add_kept(self, row: Kept) -> None:
+        """Add a kept object, or give one that is there already a new reason."""
+        values = dataclasses.asdict(row)
+        del values["refers_to"]
+        with self._begin() as connection:
+            same = _KEPT.c.sha256 == row.sha256
+            if connection.execute(sa.select(_KEPT.c.sha256).where(same)).first():
+                connection.execute(sa.update(_KEPT).where(same).values(reason=row.reason))
+                connection.execute(sa.delete(_REFERENCES).where(_REFERENCES.c.sha256 == row.sha256))
+            else:
+                connection.execute(sa.insert(_KEPT).values(**values))
+            for series in sorted(set(row.refers_to)):
+                connection.execute(
+                    sa.insert(_REFERENCES).values(sha256=row.sha256, series_uid=series)
+                )
+
+    def drop_kept(self, sha256: Iterable[str]) -> list[Kept]:
+        """Forget kept objects, e.g. those that are in a pack now; return what was there."""
+        gone = self._kept(_KEPT.c.sha256.in_(sorted(set(sha256))))
+        with self._begin() as connection:
+            for row in gone:
+                connection.execute(sa.delete(_REFERENCES).where(_REFERENCES.c.sha256 == row.sha256))
+                connection.execute(sa.delete(_KEPT).where(_KEPT.c.sha256 == row.sha256))
+        return gone
+
+    def kept(self, sha256: str) -> Kept | None:
+        """Return a kept object by its hash, None if there is none."""
+        rows = self._kept(_KEPT.c.sha256 == sha256)
+        return rows[0] if rows else None
+
+    def list_kept(self, *, modality: str | None = None) -> list[Kept]:
+        """Return all kept objects, or those of a modality, sorted by series and UID."""
+        return self._kept(*([] if modality is None else [_KEPT.c.modality == modality]))
+
+    def kept_of_series(self, series_uid: str) -> list[Kept]:
+        """Return the kept objects that belong to a series."""
+        return self._kept(_KEPT.c.series_uid == series_uid)
+
+    def kept_about_series(self, series_uid: str) -> list[Kept]:
+        """Return the kept objects that belong to a series or refer to it."""
+        referring = sa.select(_REFERENCES.c.sha256).where(_REFERENCES.c.series_uid == series_uid)
+        return self._kept(sa.or_(_KEPT.c.series_uid == series_uid, _KEPT.c.sha256.in_(referring)))
+
+    def _kept(self, *conditions: sa.ColumnElement[bool]) -> list[Kept]:
+        query = (
+            sa.select(_KEPT)
+            .where(*conditions)
+            .order_by(_KEPT.c.series_uid, _KEPT.c.sop_uid, _KEPT.c.sha256)
+        )
+        with self._begin() as connection:
+            rows = connection.execute(query).mappings().all()
+            links = connection.execute(
+                sa.select(_REFERENCES).join(_KEPT).where(*conditions).order_by(*_REFERENCES.c)
+            ).all()
+        refers: dict[str, list[str]] = {}
+        for sha256, series in links:
+            refers.setdefault(sha256, []).append(series)
+        return [Kept(**row, refers_to=tuple(refers.get(row["sha256"], ()))) for row in rows]
+
+    def cohort(self, project: str) -> Cohort | None:
+        """Return the newest frozen cohort of a project, None before the first."""
+        query = (
+            sa.select(_COHORTS)
+            .where(_COHORTS.c.project == project)
+            .order_by(_COHORTS.c.version.desc())
+            .limit(1)
+        )
+        with self._begin() as connection:
+            row = connection.execute(query).mappings().first()
+        if row is None:
+            return None
+        return Cohort(**(dict(row) | {"series": tuple(row["series"])}))
+
+    def add_cohort(self, cohort: Cohort) -> None:
+        """Record a new version of a project's cohort."""
+        values = dataclasses.asdict(cohort) | {"series": list(cohort.series)}
+        with self._begin() as connection:
+            connection.execute(sa.insert(_COHORTS).values(**values))
+
+
+def _explain(error: SQLAlchemyError) -> StoreError:
+    cause = getattr(error, "orig", None) or error
+    return StoreError(f"the catalogue's database refused: {str(cause).strip()}")
+
+
+def _values(row: Series) -> dict[str, Any]:
+    values = dataclasses.asdict(row)
+    values["flags"] = list(row.flags)
+    return values
