@@ -1,0 +1,67 @@
+"""``kakehashi store init``, ``serve``, ``hub-add`` and ``revoke``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kakehashi.config import load
+
+ConfigPath = Annotated[
+    Path,
+    typer.Option("--config", envvar="KAKEHASHI_CONFIG", help="The configuration file."),
+]
+DEFAULT_CONFIG = Path("/etc/kakehashi.toml")
+
+
+def init(config: ConfigPath = DEFAULT_CONFIG) -> None:
+    """Make the store's accounts, folders, keys and sshd configuration; may be repeated."""
+    from kakehashi.store.authority import sshd  # noqa: PLC0415 - only the store has its packages
+
+    for line in sshd.initialise(load(config)):
+        typer.echo(line)
+
+
+def serve(config: ConfigPath = DEFAULT_CONFIG) -> None:
+    """Run sshd, the authority and the guard until SIGTERM."""
+    from kakehashi.store.authority import supervisor  # noqa: PLC0415 - as above
+
+    supervisor.serve(config)
+
+
+def hub_add(
+    name: Annotated[str, typer.Argument(help="What the store calls this hub.")],
+    config: ConfigPath = DEFAULT_CONFIG,
+) -> None:
+    """Make a hub's credential and print it, this once; an earlier one of that name is void."""
+    from kakehashi.store.authority import hubs  # noqa: PLC0415 - as above
+    from kakehashi.store.authority.accounts import acting_as  # noqa: PLC0415 - as above
+    from kakehashi.store.authority.layout import Layout, names  # noqa: PLC0415 - as above
+
+    store = load(config).need_store()
+    with acting_as(names(store).authority):
+        token = hubs.add(Layout(store.root).hubs, name)
+    typer.echo(token.reveal())
+
+
+def revoke(
+    session: Annotated[str, typer.Argument(help="The session, 32 hexadecimal digits.")],
+    reason: Annotated[str, typer.Option(help="Why; it stands in the audit trail.")],
+    by: Annotated[str, typer.Option(help="Who revokes it.")],
+    config: ConfigPath = DEFAULT_CONFIG,
+) -> None:
+    """Take a session's right away; the store closes its connections, also without the authority."""
+    from kakehashi.store.authority.accounts import acting_as  # noqa: PLC0415 - as above
+    from kakehashi.store.authority.authority import Authority  # noqa: PLC0415 - as above
+    from kakehashi.store.authority.layout import names  # noqa: PLC0415 - as above
+
+    loaded = load(config)
+    with acting_as(names(loaded.need_store()).authority):
+        authority = Authority(loaded)
+        try:
+            authority.revoke(None, session, by, reason)
+        finally:
+            authority.close()
+    typer.echo(f"{session} is revoked")

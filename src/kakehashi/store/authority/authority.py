@@ -1,0 +1,609 @@
+"""The decisions: who gets a session, a grant, a renewal, and when it is over.
+
+Each public method is one step of a session. What it changes in the book and what it writes
+to the audit trail happen together: the record is on the disk before the change is committed.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+import secrets
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from kakehashi import __version__
+from kakehashi.audit import Anchors, Audit, Head
+from kakehashi.audit.canonical import utc
+from kakehashi.errors import RefusedError
+from kakehashi.secret import Secret
+from kakehashi.store.authority import receipt as receipts
+from kakehashi.store.authority.book import Book, Session
+from kakehashi.store.authority.ca import Keys, PublicKey
+from kakehashi.store.authority.layout import Layout, names
+from kakehashi.store.authority.manifest import Manifests
+from kakehashi.store.authority.models import (
+    GrantRequest,
+    Item,
+    RenewMessage,
+    ReportMessage,
+    SessionRequest,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from kakehashi.config import Config, Project
+
+MAX_REPORTS = 8
+"""Reports that one session may get; a session reports once, and a site once or twice."""
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class Authority:
+    """The store's authority over one book.
+
+    Parameters
+    ----------
+    config : Config
+        Needs ``store``; ``projects`` and ``sites`` are what may be granted.
+    clock : callable
+        Gives the time in seconds since 1970.
+
+    Raises
+    ------
+    ConfigError, StoreError
+        The store was not initialised, or this process may not read the authority's folder.
+    """
+
+    def __init__(self, config: Config, clock: Callable[[], float] = time.time) -> None:
+        self._config = config
+        self._store = config.need_store()
+        self._layout = Layout(self._store.root)
+        self._names = names(self._store)
+        self._clock = clock
+        self._keys = Keys(self._layout.keys)
+        self._book = Book(self._layout.book)
+        self._manifests = Manifests()
+        self._audit = Audit(self._layout.audit, clock)
+        self._anchors = Anchors(self._audit, self._store.audit_anchors, self._keys.receipt, clock)
+
+    def close(self) -> None:
+        """Close the book."""
+        self._book.close()
+
+    # What hubs ask
+
+    def projects(self, groups: frozenset[str]) -> list[dict[str, Any]]:
+        """Return the projects that a person of these groups may use now."""
+        answer = []
+        for project in self._config.projects:
+            if project.groups.isdisjoint(groups) or self._project_end(project) <= self._clock():
+                continue
+            try:
+                series = self._manifests.read(self._layout.view(project.id)).series
+            except RefusedError:
+                series = 0
+            answer.append(
+                {
+                    "id": project.id,
+                    "title": project.title,
+                    "title_ja": project.title_ja,
+                    "purpose": project.purpose,
+                    "expires": project.expires.isoformat(),
+                    "sites": sorted(project.sites),
+                    "series": series,
+                }
+            )
+        return answer
+
+    def create(self, hub: str, request: SessionRequest) -> dict[str, Any]:
+        """Open a session and give its ticket, which is told once and kept nowhere.
+
+        Raises
+        ------
+        RefusedError
+            ``software``, ``no-project``, ``project-expired``, ``no-site`` or ``limit``.
+        """
+        limits = self._store.limits
+        with self._refusals(None, request.person, {"hub": hub, "project": request.project}):
+            self._check_software(request.software)
+            project = self._permitted(request.project, request.groups, request.site)
+            if request.hours > limits.session_hours:
+                raise RefusedError(
+                    "limit",
+                    f"{request.hours:g} hours were asked for; a session may last "
+                    f"{limits.session_hours:g} hours at most",
+                )
+            now = self._clock()
+            ticket = Secret(secrets.token_urlsafe(32))
+            session = secrets.token_hex(16)
+            ticket_expires = now + limits.ticket_minutes * 60
+            ends_at = min(ticket_expires + request.hours * 3600, self._project_end(project))
+            with self._book.transaction():
+                running = self._book.running(request.person)
+                if running >= limits.sessions_per_person:
+                    raise RefusedError(
+                        "limit",
+                        f"{request.person!r} has {running} sessions; "
+                        f"{limits.sessions_per_person} are allowed. End one first",
+                    )
+                self._book.add_session(
+                    session,
+                    hub=hub,
+                    person=request.person,
+                    groups=request.groups,
+                    project=project.id,
+                    site=request.site,
+                    kind=request.kind,
+                    hours=request.hours,
+                    created_at=now,
+                    ticket_sha256=ticket.sha256(),
+                    ticket_expires_at=ticket_expires,
+                    view_account=self._names.view(project.id),
+                    work_account=self._names.work(project.id),
+                    ends_at=ends_at,
+                )
+                self._audit.append(
+                    "session.created",
+                    session=session,
+                    person=request.person,
+                    detail={
+                        "hub": hub,
+                        "project": project.id,
+                        "site": request.site,
+                        "kind": request.kind,
+                        "hours": request.hours,
+                    },
+                )
+        return {"session": session, "ticket": ticket.reveal(), "ends_at": utc(int(ends_at))}
+
+    def grant(self, hub: str, request: GrantRequest) -> dict[str, Any]:
+        """Redeem a ticket, once, for a first certificate.
+
+        Raises
+        ------
+        RefusedError
+            ``unknown-session``, ``ticket``, ``replayed``, ``ended``, ``ticket-expired``,
+            ``malformed``, ``software``, ``no-project``, ``project-expired``, ``no-site``,
+            ``address`` or ``no-view``.
+        """
+        session = self._session(hub, request.session)
+        about = {"hub": hub, "host": request.host, "job": request.job}
+        with self._refusals(session.id, session.person, about):
+            if request.ticket.sha256() != session.ticket_sha256:
+                raise RefusedError("ticket", "the ticket is not this session's")
+            self._check_replay(session, request.host, request.address)
+            if session.state == "ended":
+                raise _ended(session)
+            now = self._clock()
+            if now >= session.ticket_expires_at:
+                raise RefusedError("ticket-expired", "the ticket's time is over; start anew")
+            self._check_software(request.software)
+            project = self._permitted(session.project, session.groups, session.site)
+            sources = self._sources(session.site, request.address)
+            key = PublicKey.parse(request.public_key)
+            manifest = self._manifests.read(self._layout.view(project.id)).sha256
+            ends_at = int(min(now + session.hours * 3600, self._project_end(project)))
+            with self._book.transaction():
+                expires_at = self._lease_end(now, ends_at)
+                if not self._book.redeem(
+                    session.id,
+                    now=now,
+                    public_key=key.text,
+                    fingerprint=key.fingerprint,
+                    host=request.host,
+                    address=request.address,
+                    job=request.job,
+                    ends_at=ends_at,
+                    lease_expires_at=expires_at,
+                ):
+                    raise RefusedError("ticket", "the ticket was spent meanwhile")
+                grant = self._sign(
+                    session,
+                    key,
+                    manifest=manifest,
+                    now=now,
+                    expires_at=expires_at,
+                    ends_at=ends_at,
+                    sources=sources,
+                )
+                self._audit.append(
+                    "session.granted",
+                    session=session.id,
+                    person=session.person,
+                    detail={
+                        **about,
+                        "address": request.address,
+                        "fingerprint": key.fingerprint,
+                        "serial": grant["serial"],
+                        "expires_at": grant["expires_at"],
+                        "ends_at": grant["ends_at"],
+                        "manifest": manifest,
+                    },
+                )
+        return grant
+
+    def renew(self, hub: str, session_id: str, message: str, signature: str) -> dict[str, Any]:
+        """Renew a lease for the same key; a lease that lapsed while the hub was out of reach too.
+
+        Raises
+        ------
+        RefusedError
+            ``unknown-session``, ``ended``, ``not-granted``, ``signature``, ``malformed``,
+            ``stale``, ``no-project``, ``project-expired``, ``no-site`` or ``no-view``.
+        """
+        session = self._session(hub, session_id)
+        with self._refusals(session.id, session.person, {"hub": hub, "step": "renew"}):
+            key = self._signed(session, message, signature)
+            if session.state == "ended":
+                raise _ended(session)
+            now = self._clock()
+            if now >= session.ends_at:
+                raise RefusedError("ended", "the session's time is over")
+            asked = _parse(RenewMessage, message)
+            if asked.renew != session.id:
+                raise RefusedError("signature", "the message is another session's")
+            project = self._permitted(session.project, session.groups, session.site)
+            manifest = self._manifests.read(self._layout.view(project.id)).sha256
+            ends_at = int(session.ends_at)
+            expires_at = self._lease_end(now, ends_at)
+            with self._book.transaction():
+                if not self._book.renew(session.id, asked.counter, expires_at):
+                    raise RefusedError(
+                        "stale",
+                        f"the counter {asked.counter} does not rise above {session.counter}; "
+                        "each renewal needs a higher one",
+                    )
+                sources = self._sources(session.site, session.address)
+                grant = self._sign(
+                    session,
+                    key,
+                    manifest=manifest,
+                    now=now,
+                    expires_at=expires_at,
+                    ends_at=ends_at,
+                    sources=sources,
+                )
+                self._audit.append(
+                    "lease.renewed",
+                    session=session.id,
+                    person=session.person,
+                    detail={
+                        "counter": asked.counter,
+                        "serial": grant["serial"],
+                        "expires_at": grant["expires_at"],
+                    },
+                )
+        return grant
+
+    def report_wrapper(self, hub: str, session_id: str, message: str, signature: str) -> None:
+        """Keep what the node's wrapper signed about the end.
+
+        Raises
+        ------
+        RefusedError
+            ``unknown-session``, ``not-granted``, ``signature``, ``malformed`` or ``limit``.
+        """
+        session = self._session(hub, session_id)
+        with self._refusals(session.id, session.person, {"hub": hub, "step": "report"}):
+            self._signed(session, message, signature)
+            report = _parse(ReportMessage, message)
+            if report.report != session.id:
+                raise RefusedError("signature", "the message is another session's")
+            self._keep_report(session, "wrapper", report.items)
+
+    def report_site(self, hub: str, session_id: str, items: Sequence[Item]) -> None:
+        """Keep what the site's root found on the node.
+
+        Raises
+        ------
+        RefusedError
+            ``unknown-session`` or ``limit``.
+        """
+        session = self._session(hub, session_id)
+        with self._refusals(session.id, session.person, {"hub": hub, "step": "report"}):
+            self._keep_report(session, "site", items)
+
+    def end(
+        self, hub: str | None, session_id: str, reason: str, scheduler: Mapping[str, Any] | None
+    ) -> None:
+        """End a session; its connections are closed by the guard within a second.
+
+        Raises
+        ------
+        RefusedError
+            ``unknown-session``.
+        """
+        session = self._session(hub, session_id)
+        with self._book.transaction():
+            if scheduler:
+                self._book.set_scheduler(session.id, scheduler)
+            self._end(session, reason)
+
+    def revoke(self, hub: str | None, session_id: str, by: str, reason: str) -> None:
+        """Take a session's right away; a session that has ended stays as it is.
+
+        Raises
+        ------
+        RefusedError
+            ``unknown-session``.
+        """
+        session = self._session(hub, session_id)
+        with self._book.transaction():
+            self._audit.append(
+                "session.revoked",
+                session=session.id,
+                person=session.person,
+                detail={"by": by, "reason": reason},
+            )
+            self._end(session, "revoked")
+
+    def record(self, hub: str, kind: str, person: str | None, detail: Mapping[str, Any]) -> int:
+        """Write down what a hub has to record; returns the record's sequence number."""
+        # The prefix keeps a hub from writing what only the store can have seen.
+        entry = self._audit.append(
+            f"hub.{kind}", person=person, detail={"hub": hub, "detail": dict(detail)}
+        )
+        return entry.seq
+
+    # Endings
+
+    def connections_left(self, session_id: str) -> int:
+        """Return how many connections of a session were not yet seen closed."""
+        return sum(c.closed_at is None for c in self._book.connections(session_id))
+
+    def receipt(self, hub: str | None, session_id: str) -> dict[str, Any] | None:
+        """Return the receipt that stands for a session, or ``None``."""
+        session = self._session(hub, session_id)
+        if session.receipt_revision == 0:
+            return None
+        return receipts.read(self._layout.receipts, session.id)
+
+    def write_receipt(self, session_id: str) -> dict[str, Any]:
+        """Write the receipt of an ended session, unless one with the same evidence stands.
+
+        Raises
+        ------
+        RefusedError
+            ``unknown-session`` or ``not-ended``.
+        """
+        with self._book.transaction():
+            session = self._session(None, session_id)
+            if session.state != "ended":
+                raise RefusedError("not-ended", "a session that runs has no receipt yet")
+            body = receipts.evidence(self._book, session)
+            digest = receipts.digest(body)
+            if digest == session.receipt_evidence:
+                return receipts.read(self._layout.receipts, session.id)
+            revision = session.receipt_revision + 1
+            self._audit.append(
+                "receipt.written",
+                session=session.id,
+                person=session.person,
+                detail={"revision": revision, "state": body["state"], "evidence": digest},
+            )
+            now = self._clock()
+            head = Head.sign(self._audit, self._keys.receipt, now)
+            document = receipts.sign(
+                body, revision=revision, written_at=utc(now), head=head, key=self._keys.receipt
+            )
+            receipts.write(self._layout.receipts, session.id, document)
+            self._book.set_receipt(
+                session.id, revision=revision, evidence=digest, state=body["state"]
+            )
+        return document
+
+    def sweep(self, patience_s: float) -> None:
+        """End what is overdue, and write the receipts that can be written.
+
+        Parameters
+        ----------
+        patience_s : float
+            Seconds after an end during which a receipt waits for the connections to close.
+        """
+        now = self._clock()
+        for session in self._book.overdue(now):
+            with self._book.transaction():
+                reason = "time is over" if session.state == "granted" else "never started"
+                self._end(session, reason)
+        for session in self._book.without_final_receipt():
+            waited = now - (session.ended_at or now)
+            if waited >= patience_s or self.connections_left(session.id) == 0:
+                self.write_receipt(session.id)
+
+    def anchor(self) -> None:
+        """Write the trail's signed head to the anchors, if it moved."""
+        self._anchors.write()
+
+    # Inside
+
+    def _session(self, hub: str | None, session_id: str) -> Session:
+        session = self._book.session(session_id)
+        # Another hub's session is as unknown as one that never was.
+        if session is None or (hub is not None and session.hub != hub):
+            raise RefusedError("unknown-session", "there is no such session")
+        return session
+
+    def _permitted(self, project_id: str, groups: frozenset[str], site: str) -> Project:
+        found = next((p for p in self._config.projects if p.id == project_id), None)
+        # Whether a project exists is told only to those who belong to it.
+        if found is None or found.groups.isdisjoint(groups):
+            raise RefusedError("no-project", f"no grant for a project {project_id!r}")
+        if self._project_end(found) <= self._clock():
+            raise RefusedError(
+                "project-expired",
+                f"the project {project_id!r} expired on {found.expires.isoformat()}; its "
+                "approval has to be renewed first",
+            )
+        if site not in found.sites or (self._config.sites and site not in self._config.sites):
+            raise RefusedError("no-site", f"the project {project_id!r} may not compute at {site!r}")
+        return found
+
+    def _sources(self, site: str, address: str | None) -> tuple[str, ...]:
+        known = self._config.sites.get(site)
+        if known is None:
+            return (str(ipaddress.ip_network(address)),) if address else ()
+        if address is not None and not any(
+            ipaddress.ip_address(address) in ipaddress.ip_network(network)
+            for network in known.addresses
+        ):
+            raise RefusedError(
+                "address", f"the node's address {address} is none of the site {site!r}"
+            )
+        return known.addresses
+
+    def _project_end(self, project: Project) -> float:
+        day_after = project.expires + dt.timedelta(days=1)
+        return dt.datetime.combine(day_after, dt.time(), dt.UTC).timestamp()
+
+    def _lease_end(self, now: float, ends_at: int) -> int:
+        # Whole seconds, as certificates count; never less than one, or a short lease were none.
+        return min(max(int(now + self._store.limits.lease_minutes * 60), int(now) + 1), ends_at)
+
+    def _check_software(self, software: str) -> None:
+        if software != __version__:
+            raise RefusedError(
+                "software",
+                f"hub or node run Kakehashi {software}, the store {__version__}; install the "
+                "same version on all of them",
+            )
+
+    def _check_replay(self, session: Session, host: str, address: str | None) -> None:
+        if session.redeemed_at is None:
+            return
+        with self._book.transaction():
+            self._book.count_replay(session.id)
+            self._audit.append(
+                "ticket.replayed",
+                session=session.id,
+                person=session.person,
+                detail={"alarm": True, "host": host, "address": address},
+            )
+            self._end(session, "replayed")
+        self._revise_receipt(session)
+        raise RefusedError(
+            "replayed", "the ticket was used before: the session is ended and an alarm written"
+        )
+
+    def _signed(self, session: Session, message: str, signature: str) -> PublicKey:
+        if session.public_key is None:
+            raise RefusedError("not-granted", "the session has no key yet; redeem its ticket")
+        key = PublicKey.parse(session.public_key)
+        key.verify(message, signature)
+        return key
+
+    def _sign(
+        self,
+        session: Session,
+        key: PublicKey,
+        *,
+        manifest: str,
+        now: float,
+        expires_at: int,
+        ends_at: int,
+        sources: Sequence[str],
+    ) -> dict[str, Any]:
+        signed = self._keys.sign_user(
+            key,
+            session=session.id,
+            accounts=(session.view_account, session.work_account),
+            now=now,
+            expires_at=expires_at,
+            sources=sources,
+        )
+        self._book.add_certificate(
+            signed.serial,
+            session=session.id,
+            fingerprint=key.fingerprint,
+            issued_at=now,
+            expires_at=expires_at,
+        )
+        return {
+            "session": session.id,
+            "person": session.person,
+            "project": session.project,
+            "serial": signed.serial,
+            "expires_at": utc(expires_at),
+            "ends_at": utc(ends_at),
+            "certificate": signed.certificate,
+            "store": {
+                "address": self._store.address,
+                "port": self._store.port,
+                "host_ca": self._keys.host_ca_public,
+                "view_account": session.view_account,
+                "work_account": session.work_account,
+            },
+            "manifest": {"path": "/manifest.json", "sha256": manifest},
+            "software": __version__,
+        }
+
+    def _keep_report(self, session: Session, witness: str, items: Sequence[Item]) -> None:
+        plain = [item.model_dump() for item in items]
+        with self._book.transaction():
+            if len(self._book.reports(session.id)) >= MAX_REPORTS:
+                raise RefusedError("limit", f"the session has {MAX_REPORTS} reports already")
+            self._book.add_report(
+                session.id, "site" if witness == "site" else "wrapper", plain, self._clock()
+            )
+            self._audit.append(
+                "session.reported",
+                session=session.id,
+                person=session.person,
+                detail={"witness": witness, "items": plain},
+            )
+        self._revise_receipt(session)
+
+    def _revise_receipt(self, session: Session) -> None:
+        if session.receipt_revision:
+            self.write_receipt(session.id)
+
+    def _end(self, session: Session, reason: str) -> None:
+        if self._book.end(session.id, reason, self._clock()):
+            self._audit.append(
+                "session.ended",
+                session=session.id,
+                person=session.person,
+                detail={"reason": reason},
+            )
+
+    @contextmanager
+    def _refusals(
+        self, session: str | None, person: str, about: Mapping[str, Any]
+    ) -> Iterator[None]:
+        try:
+            yield
+        except RefusedError as error:
+            # A replay has its own record, the alarm.
+            if error.code != "replayed":
+                self._audit.append(
+                    "refused",
+                    session=session,
+                    person=person,
+                    detail={**about, "code": error.code},
+                )
+            raise
+
+
+def _ended(session: Session) -> RefusedError:
+    return RefusedError("ended", f"the session has ended: {session.end_reason}")
+
+
+def _parse(model: type[_Model], message: str) -> _Model:
+    try:
+        return model.model_validate_json(message)
+    except ValidationError as error:
+        raise RefusedError("malformed", explain(error)) from None
+
+
+def explain(error: ValidationError) -> str:
+    """Say which fields break which rule, without what stood in them."""
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    return "; ".join(
+        f"{'.'.join(str(part) for part in problem['loc']) or 'request'}: {problem['msg']}"
+        for problem in problems[:8]
+    )

@@ -1,0 +1,127 @@
+"""Where the authority's files lie, and what its accounts are called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kakehashi.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kakehashi.config import StoreHost
+
+LONGEST_ACCOUNT = 32
+"""Characters that Linux's account tools allow in a name."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths under the store's root."""
+
+    root: Path
+
+    @property
+    def authority(self) -> Path:
+        """The authority's own folder, closed to everyone else."""
+        return self.root / "authority"
+
+    @property
+    def book(self) -> Path:
+        """The book of sessions, leases and connections (SQLite)."""
+        return self.authority / "book.sqlite"
+
+    @property
+    def audit(self) -> Path:
+        """The audit trail."""
+        return self.authority / "audit.jsonl"
+
+    @property
+    def receipts(self) -> Path:
+        """The receipts, one JSON file a session."""
+        return self.authority / "receipts"
+
+    @property
+    def hubs(self) -> Path:
+        """SHA-256 of each hub's credential, one file a hub."""
+        return self.authority / "hubs"
+
+    @property
+    def keys(self) -> Path:
+        """The certificate authorities' keys and the key that signs receipts."""
+        return self.authority / "keys"
+
+    @property
+    def sshd(self) -> Path:
+        """The configuration and host key of the store's sshd."""
+        return self.root / "sshd"
+
+    @property
+    def principals(self) -> Path:
+        """The program that sshd asks at each authentication."""
+        return self.root / "libexec" / "principals"
+
+    @property
+    def run(self) -> Path:
+        """What concerns the running processes only."""
+        return self.root / "run"
+
+    @property
+    def log(self) -> Path:
+        """Log files of sshd, the authority and the guard."""
+        return self.root / "log"
+
+    def view(self, project: str) -> Path:
+        """Chroot of a project's view account."""
+        return self.root / "views" / project
+
+    def work(self, project: str) -> Path:
+        """Chroot of a project's work account."""
+        return self.root / "work" / project
+
+
+@dataclass(frozen=True)
+class Names:
+    """The Unix accounts and groups of a store, all with one prefix."""
+
+    prefix: str
+
+    @property
+    def authority(self) -> str:
+        """Account of the authority and the guard."""
+        # Two stores on one machine have two prefixes, and neither may read the other's keys.
+        return "kakehashi" if self.prefix == "k" else f"{self.prefix}authority"
+
+    @property
+    def view_group(self) -> str:
+        """Group of all view accounts; packs are readable by it."""
+        return f"{self.prefix}view"
+
+    @property
+    def work_group(self) -> str:
+        """Group of all work accounts."""
+        return f"{self.prefix}work"
+
+    def view(self, project: str) -> str:
+        """View account of a project."""
+        return self._account("v", project)
+
+    def work(self, project: str) -> str:
+        """Work account of a project."""
+        return self._account("w", project)
+
+    def _account(self, letter: str, project: str) -> str:
+        name = f"{self.prefix}{letter}-{project}"
+        if len(name) > LONGEST_ACCOUNT:
+            raise ConfigError(
+                f"project {project!r}: its account would be {name!r}, {len(name)} characters; "
+                f"Linux allows {LONGEST_ACCOUNT}. Shorten the project's id or "
+                "store.account_prefix"
+            )
+        return name
+
+
+def names(store: StoreHost) -> Names:
+    """Return the account names of a configured store."""
+    return Names(store.account_prefix)

@@ -1,0 +1,227 @@
+"""The statement at a session's end: each item says who saw it.
+
+A receipt is made from the book alone, so that writing it twice gives the same one; new
+evidence (a connection seen closed late, a site's report) gives a new revision of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+from cryptography.exceptions import InvalidSignature
+
+from kakehashi.audit.anchor import Head
+from kakehashi.audit.canonical import canonical, utc
+from kakehashi.errors import AuditError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+        Ed25519PrivateKey,
+        Ed25519PublicKey,
+    )
+
+    from kakehashi.store.authority.book import Book, Connection, Session
+
+LISTED_CONNECTIONS = 50
+"""Connections that a receipt lists one by one; the rest is in its total."""
+
+_SESSION = re.compile(r"[0-9a-f]{32}")
+
+
+def evidence(book: Book, session: Session) -> dict[str, Any]:
+    """Return what the book says about an ended session, item by item."""
+    connections = book.connections(session.id)
+    left = sum(connection.closed_at is None for connection in connections)
+    reports = book.reports(session.id)
+    items = [
+        _ticket(session),
+        *_certificates(book, session),
+        *_connections(connections),
+    ]
+    for witness, name in (("wrapper", "the session's wrapper"), ("site", "the site's root")):
+        said = [item for report in reports if report.witness == witness for item in report.items]
+        items += [_item(i["item"], witness, i["result"], i["detail"]) for i in said]
+        if not said:
+            items.append(_item(f"report of {name}", "none", "unknown", f"{name} did not report"))
+    if session.scheduler is None:
+        items.append(_item("job", "none", "unknown", "nothing of the scheduler was passed on"))
+    else:
+        text = json.dumps(session.scheduler, ensure_ascii=False, sort_keys=True)
+        items.append(_item("job", "scheduler", "seen", text))
+    items.append(_item("GPU memory", "none", "unknown", "not observable"))
+    return {
+        "kakehashi_receipt": 1,
+        "session": session.id,
+        "state": "pending" if left else "complete",
+        "person": session.person,
+        "project": session.project,
+        "site": session.site,
+        "host": session.host,
+        "job": session.job,
+        "created_at": utc(session.created_at),
+        "granted_at": utc(session.redeemed_at) if session.redeemed_at else None,
+        "ended_at": utc(session.ended_at) if session.ended_at else None,
+        "reason": session.end_reason,
+        "items": items,
+    }
+
+
+def digest(body: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the evidence, by which a receipt is known to be the same."""
+    return hashlib.sha256(canonical(body)).hexdigest()
+
+
+def sign(
+    body: Mapping[str, Any],
+    *,
+    revision: int,
+    written_at: str,
+    head: Head,
+    key: Ed25519PrivateKey,
+) -> dict[str, Any]:
+    """Return the signed receipt, with the audit trail's head as it was."""
+    document = {
+        **body,
+        "revision": revision,
+        "written_at": written_at,
+        "audit": head.as_dict(),
+    }
+    return {**document, "signature": base64.b64encode(key.sign(canonical(document))).decode()}
+
+
+def verify(document: Mapping[str, Any], key: Ed25519PublicKey) -> Head:
+    """Check a receipt's signature and that of the audit head in it; returns that head.
+
+    Raises
+    ------
+    AuditError
+        The receipt was changed after the store signed it, or is none.
+    """
+    try:
+        unsigned = {name: value for name, value in document.items() if name != "signature"}
+        signature = base64.b64decode(document["signature"], validate=True)
+        key.verify(signature, canonical(unsigned))
+        if document["kakehashi_receipt"] != 1:
+            raise AuditError("the receipt is of a kind that this software does not know")
+    except (KeyError, TypeError, InvalidSignature, binascii.Error, ValueError) as error:
+        raise AuditError(
+            "the receipt does not carry the store's signature: it was changed, or another "
+            "store wrote it"
+        ) from error
+    return Head.parse(document.get("audit"), key)
+
+
+def write(folder: Path, session: str, document: Mapping[str, Any]) -> None:
+    """Write a receipt whole, in place of an earlier revision."""
+    path = folder / f"{session}.json"
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        json.dump(document, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    part.rename(path)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read(folder: Path, session: str) -> dict[str, Any]:
+    """Read a receipt, unchecked.
+
+    Raises
+    ------
+    AuditError
+        There is none, or it is damaged.
+    """
+    if not _SESSION.fullmatch(session):
+        raise AuditError(f"{session!r} is not a session; it has 32 hexadecimal digits")
+    path = folder / f"{session}.json"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise AuditError(f"there is no receipt of the session {session}") from error
+    except OSError as error:
+        raise AuditError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise AuditError(f"{path}: the receipt is damaged: it is not JSON") from error
+    if not isinstance(document, dict):
+        raise AuditError(f"{path}: the receipt is damaged: it is not a JSON object")
+    return document
+
+
+def sessions(folder: Path) -> Iterator[str]:
+    """Give the sessions that have a receipt, in order of their identifiers."""
+    for path in sorted(folder.glob("*.json")):
+        if _SESSION.fullmatch(path.stem):
+            yield path.stem
+
+
+def _item(item: str, witness: str, result: str, detail: str) -> dict[str, str]:
+    return {"item": item, "witness": witness, "result": result, "detail": detail}
+
+
+def _ticket(session: Session) -> dict[str, str]:
+    if session.redeemed_at is None:
+        return _item("ticket", "store", "gone", "never redeemed; it can no longer be")
+    if session.replays:
+        return _item(
+            "ticket",
+            "store",
+            "seen",
+            f"redeemed at {utc(session.redeemed_at)}, then shown {session.replays} more time(s): "
+            "alarm",
+        )
+    return _item("ticket", "store", "gone", f"redeemed once, at {utc(session.redeemed_at)}")
+
+
+def _certificates(book: Book, session: Session) -> list[dict[str, str]]:
+    signed = book.certificates(session.id)
+    if signed.last_expires_at is None:
+        return [_item("certificates", "store", "gone", "none was issued")]
+    ended = utc(session.ended_at) if session.ended_at else "the end"
+    return [
+        _item(
+            "certificates",
+            "store",
+            "gone",
+            f"{signed.issued} issued, the last one expires at {utc(signed.last_expires_at)}; "
+            f"the store accepts none of them since {ended}",
+        )
+    ]
+
+
+def _connections(connections: Sequence[Connection]) -> list[dict[str, str]]:
+    if not connections:
+        return [_item("connections", "store", "gone", "none was opened")]
+    left = sum(connection.closed_at is None for connection in connections)
+    closed = [c.closed_at for c in connections if c.closed_at is not None]
+    total = f"{len(connections)} opened, {len(closed)} seen closed"
+    if closed:
+        total += f", the last one at {utc(max(closed))}"
+    items = [_item("connections", "store", "left" if left else "gone", total)]
+    # Those that still stand come first, since they matter most where the list is cut.
+    by_weight = sorted(connections, key=lambda c: (c.closed_at is not None, c.id))
+    items += [_connection(connection) for connection in by_weight[:LISTED_CONNECTIONS]]
+    return items
+
+
+def _connection(connection: Connection) -> dict[str, str]:
+    text = f"opened at {utc(connection.opened_at)}"
+    if connection.closed_at is None:
+        result, text = "left", f"{text}, not yet seen closed"
+    else:
+        by = f"by the store ({connection.cut_reason})" if connection.cut_at else "by the node"
+        result, text = "gone", f"{text}, closed at {utc(connection.closed_at)} {by}"
+    return _item(f"connection {connection.id} to {connection.account}", "store", result, text)
