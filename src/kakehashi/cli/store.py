@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from kakehashi import config as configuration
 from kakehashi.errors import StoreError
@@ -92,8 +93,8 @@ def add(
         report = add_files(settings.need_store(), catalogue, sources, _Bars(progress))
     for path in report.skipped:
         _print(f"skipped  {path}: not a plain file")
-    for kept in report.kept:
-        _print(f"kept     {kept.sop_uid or kept.path}: {kept.reason}")
+    for reason, count in Counter(kept.reason for kept in report.kept).items():
+        _print(f"kept     {count} x {reason}")
     for row in report.packed:
         _print(f"packed   {row.series_uid}: {_summary(row)}")
     _print(
@@ -203,7 +204,8 @@ def _view_line(built: ViewBuilt) -> str:
 
 
 def _print(text: str) -> None:
-    typer.echo(text)
+    # Texts of DICOM files must not steer the terminal.
+    typer.echo("".join(c if c.isprintable() or c == "\n" else "?" for c in text))
 
 
 def _print_json(value: Any) -> None:
@@ -217,40 +219,42 @@ def _summary(row: Series) -> str:
     return f"{row.modality} {size}, {spacing}{flags}"
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _cells(*values: object) -> list[str]:
-    return ["" if value is None else str(value).replace("[", r"\[") for value in values]
+def _columns(header: list[str], rows: list[list[object]]) -> None:
+    """Print aligned columns; a UID is never broken, so that it can be copied and searched."""
+    cells = [header, *([("" if v is None else str(v)) for v in row] for row in rows)]
+    widths = [max(cell_len(row[i]) for row in cells) for i in range(len(header))]
+    for row in cells:
+        line = (
+            text + " " * (width - cell_len(text)) for text, width in zip(row, widths, strict=True)
+        )
+        _print("  ".join(line).rstrip())
 
 
 def _print_series(rows: list[Series]) -> None:
-    table = _table("series", "image", "body part", "description", "date", "manufacturer")
-    for row in rows:
-        table.add_row(
-            *_cells(
+    _columns(
+        ["series", "image", "body part", "description", "date", "manufacturer"],
+        [
+            [
                 row.series_uid,
                 _summary(row),
                 row.body_part,
                 row.description,
                 row.study_date,
                 row.manufacturer,
-            )
-        )
-    Console().print(table)
+            ]
+            for row in rows
+        ],
+    )
 
 
 def _print_kept(rows: list[Kept]) -> None:
-    table = _table("object", "modality", "reason", "refers to", "path")
-    for row in rows:
-        table.add_row(
-            *_cells(row.sop_uid, row.modality, row.reason, "\n".join(row.refers_to), row.path)
-        )
-    Console().print(table)
+    _columns(
+        ["object", "modality", "refers to", "path", "reason"],
+        [
+            [row.sop_uid, row.modality, " ".join(row.refers_to), row.path, row.reason]
+            for row in rows
+        ],
+    )
 
 
 def _print_details(result: dict[str, Any]) -> None:

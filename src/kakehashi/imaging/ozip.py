@@ -489,7 +489,7 @@ class Pack:
         if not 0 <= k < array.shape[0]:
             raise StoreError(f"slice {k} asked for; level {level} has {array.shape[0]}")
         slope, intercept = self.rescale.of_slice(k * 2**level)
-        stored = np.asarray(array[k], dtype=np.float64)
+        stored = _stored(array, k).astype(np.float64)
         return (stored * slope + intercept).astype(np.float32)
 
     def values(self, dtype: DTypeLike = np.float32) -> NDArray[Any]:
@@ -516,7 +516,7 @@ class Pack:
         out = np.empty(array.shape, dtype=target)
         depth = array.shards[0] if array.shards else array.chunks[0]
         for start in range(0, array.shape[0], depth):
-            slab = np.asarray(array[start : start + depth])
+            slab = _stored(array, slice(start, start + depth))
             for offset in range(slab.shape[0]):
                 slope, intercept = self.rescale.of_slice(start + offset)
                 real = slab[offset].astype(np.float64) * slope + intercept
@@ -558,6 +558,13 @@ class Pack:
         """Return every instance's attributes in the DICOM JSON model (PS3.18 annex F)."""
         blob = numcodecs.Zstd().decode(self._store.member(HEADERS_MEMBER))
         return list(json.loads(bytes(blob)))
+
+
+def _stored(array: zarr.Array[Any], selection: int | slice) -> NDArray[Any]:
+    try:
+        return np.asarray(array[selection])
+    except (ValueError, RuntimeError) as error:  # checksums and codecs
+        raise StoreError(f"the pack is damaged: {error}; restore it") from error
 
 
 def _check_exact(real: NDArray[np.float64], target: np.dtype[Any]) -> None:

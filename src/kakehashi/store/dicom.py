@@ -7,6 +7,7 @@ import io
 import re
 import struct
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from pydicom.pixels.utils import pixel_array
 from kakehashi.errors import PackError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -113,11 +115,21 @@ class Plane:
     unit: str
 
 
+@contextmanager
+def tolerant() -> Iterator[None]:
+    """Read attributes that break a rule of DICOM without a word.
+
+    They are kept as they came; judging the senders is not the store's business.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def read_head(path: Path) -> pydicom.Dataset | None:
     """Return the attributes of a file up to its pixel data, None if it is not DICOM."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd values are kept as they are, not judged here
+        with tolerant():
             return pydicom.dcmread(path, stop_before_pixels=True)
     except (InvalidDicomError, EOFError, ValueError, struct.error, NotImplementedError):
         return None
@@ -134,8 +146,7 @@ def read_instance(path: Path) -> Instance:
     raw = path.read_bytes()
     source = io.BytesIO(raw)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with tolerant():
             dataset = read_partial(source, stop_when=lambda tag, _vr, _length: tag == PIXEL_DATA)
             syntax = dataset.file_meta.TransferSyntaxUID
             implicit, little = dataset.original_encoding
@@ -379,8 +390,7 @@ class Frames:
         # JPEG streams carry the stored bits only; elsewhere the other bits may hold data.
         compare = padded and not _is_jpeg(dataset)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with tolerant():
                 array = pixel_array(dataset, raw=True, index=plane.frame)
                 whole = (
                     pixel_array(dataset, raw=True, index=plane.frame, correct_unused_bits=False)

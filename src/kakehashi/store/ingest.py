@@ -24,6 +24,7 @@ from kakehashi.store.dicom import (
     read_instance,
     references_of,
     refusal,
+    tolerant,
 )
 from kakehashi.store.layout import (
     PART,
@@ -120,7 +121,7 @@ def add(
     try:
         for folder in (layout.packs, layout.kept_folder):
             folder.mkdir(mode=0o750, exist_ok=True)
-        with locked(layout.packs / ".lock", wait=False):
+        with locked(layout.packs / ".lock", wait=False), tolerant():
             for folder in (layout.packs, layout.kept_folder):
                 for stale in folder.glob(f"*/*{PART}"):
                     stale.unlink()

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import struct
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +33,7 @@ from kakehashi.store.dicom import (
     planes_of,
     read_instance,
     refusal,
+    tolerant,
 )
 from kakehashi.store.layout import PART, block_hashes, blocks_path, replacing
 from kakehashi.store.zipwrite import ZipWriter
@@ -128,7 +128,9 @@ def pack_instances(
     on_slice: Callable[[int, int], None] | None = None,
 ) -> PackInfo:
     """Pack instances that were read already; see :func:`pack_series`."""
-    volume = _arrange(instances)
+    with tolerant():
+        volume = _arrange(instances)
+        facts = describe(volume.instances[0].dataset, volume.grid, len(volume.planes))
     with replacing(out) as file:
         _write(file, volume, on_slice or (lambda _done, _all: None))
         file.flush()
@@ -138,7 +140,7 @@ def pack_instances(
             blocks.write(hashes)
         size = file.seek(0, 2)
     return PackInfo(
-        facts=describe(volume.instances[0].dataset, volume.grid, len(volume.planes)),
+        facts=facts,
         size=size,
         blocks=hashlib.sha256(hashes).hexdigest(),
         sources={instance.sop: instance.sha256 for instance in volume.instances},
@@ -350,8 +352,8 @@ def _attributes(volume: _Volume) -> dict[str, Any]:
 
 def _dicom_members(instances: list[Instance]) -> tuple[bytes, bytes]:
     """Return the headers as DICOM JSON, and as received with an index, both compressed."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the JSON model cannot say is in the original
+    with tolerant():
+        # What the JSON model cannot say is left out of it, and is in the original.
         models = [
             instance.dataset.to_json_dict(suppress_invalid_tags=True) for instance in instances
         ]
