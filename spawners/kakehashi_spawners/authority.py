@@ -150,7 +150,7 @@ class Authority:
         """Return a session's receipt."""
         return await self._call("GET", f"/v1/sessions/{session}/receipt")
 
-    async def audit(self, kind: str, person: str, detail: Mapping[str, Any]) -> None:
+    async def audit(self, kind: str, person: str | None, detail: Mapping[str, Any]) -> None:
         """Have the store write what the hub has to record."""
         await self._call(
             "POST", "/v1/audit", {"kind": kind, "person": person, "detail": dict(detail)}

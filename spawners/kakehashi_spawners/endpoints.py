@@ -37,16 +37,18 @@ MAX_BODY = 64 * 1024
 MAX_REFUSED = 20
 REFUSED_WINDOW_S = 60.0
 REMEMBERED = 4096
-SUBMITTED_WAIT_S = 60.0
-PENDING_WAIT_S = 5.0
+SUBMITTED_WAIT_S = 20.0
+RUNNING_WAIT_S = 15.0
 STATUS = {
     "address": 403,
     "ended": 410,
     "job-not-running": 403,
     "limit": 429,
     "malformed": 422,
+    "no-receipt": 404,
     "replayed": 409,
     "session": 404,
+    "unknown-session": 404,
     "silent": 503,
 }
 
@@ -224,7 +226,7 @@ class NodeHandler(_Quiet):
             if error.code != "limit":
                 portal.record(
                     f"{self.name}-refused",
-                    "?" if spawner is None else spawner.user.name,
+                    None if spawner is None else spawner.user.name,
                     {
                         "session": identifier,
                         "code": error.code,
@@ -313,8 +315,8 @@ class EnrolHandler(NodeHandler):
                 spawner.lose_right("its ticket was used a second time")
             raise
         session = _session(spawner)
-        environment = spawner.enrol(host, body.port, str(grant.get("expires_at")))
-        until = _moment(session.ends_at)
+        environment = spawner.enrol(host, body.port, grant)
+        until = _moment(_session(spawner).ends_at)
         key, certificate = await asyncio.to_thread(
             portal.issuer.issue, session.session, [host], until
         )
@@ -349,9 +351,10 @@ async def _running_host(
     await asyncio.wait([submitted], timeout=SUBMITTED_WAIT_S)
     if not submitted.done() or submitted.exception() or submitted.result() != body.job:
         raise RefusedError("job-not-running", f"the session's job is not {body.job!r}")
-    deadline = time.monotonic() + PENDING_WAIT_S
+    # The node's ticket is sent once, so a scheduler that hesitates is asked again here.
+    deadline = time.monotonic() + RUNNING_WAIT_S
     state = await spawner.query_job_status()
-    while state.state == "pending" and time.monotonic() < deadline:
+    while state.state in {"pending", "unknown"} and time.monotonic() < deadline:
         await asyncio.sleep(0.25)
         state = await spawner.query_job_status()
     if state.state == "unknown":
@@ -504,7 +507,7 @@ class RetiredHandler(_Quiet):
         address = source_address(self.request, _proxy_certificate(current()))
         self.refusals.check(address)
         self.refusals.add(address)
-        person = getattr(self.current_user, "name", "?")
+        person = getattr(self.current_user, "name", None)
         current().record("attack", person, {"on": "/api/batchspawner", "address": address})
         raise web.HTTPError(404, "there is nothing here")
 

@@ -61,12 +61,12 @@ class CallbackHandler(OAuthCallbackHandler):  # type: ignore[misc]  # oauthentic
             user = await self.login_user()
         except HTTPClientError as error:
             # The code or its verifier is wrong, or the provider is not well.
-            current().record("log-in-refused", "?", {"words": f"provider: {error.code}"})
+            current().record("log-in-refused", None, {"words": f"provider: {error.code}"})
             raise HTTPError(
                 403, "the identity provider did not confirm this log-in; log in again"
             ) from error
         if user is None:
-            current().record("log-in-refused", "?", {"words": "not allowed"})
+            current().record("log-in-refused", None, {"words": "not allowed"})
             raise HTTPError(403, "this account may not use the portal")
         current().record("log-in", user.name, {"groups": [group.name for group in user.groups]})
         self.redirect(self.get_next_url(user))

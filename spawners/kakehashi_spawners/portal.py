@@ -83,9 +83,14 @@ class Portal:
             lambda: deque(maxlen=RECEIPTS_SHOWN)
         )
 
-    def record(self, kind: str, person: str, detail: Mapping[str, Any]) -> None:
-        """Have the store write an audit record, now or when it answers again."""
-        kept = dict(detail)
+    def record(self, kind: str, person: str | None, detail: Mapping[str, Any]) -> None:
+        """Have the store write an audit record, now or when it answers again.
+
+        Texts are cut and freed of control characters first: the store refuses such a record
+        whole, and what an attacker sends must not keep the attack out of the trail.
+        """
+        kept = {key: _clean(value) for key, value in detail.items()}
+        person = None if person is None else _line(person, 128) or None
         LOG.info("audit %s: %s %s", kind, person, kept)
         self.outbox.add(f"audit record {kind!r}", lambda: self.authority.audit(kind, person, kept))
 
@@ -166,6 +171,19 @@ class Portal:
             return None if path is None else Path(path).read_text(encoding="ascii")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"portal.tls_ca: {path} cannot be read ({error})") from error
+
+
+def _line(text: str, limit: int = 1000) -> str:
+    cut = text[:limit]
+    return "".join(char if char.isprintable() else " " for char in cut)
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return _line(value)
+    if isinstance(value, list | tuple):
+        return [_clean(item) for item in value[:100]]
+    return value
 
 
 class _Holder:

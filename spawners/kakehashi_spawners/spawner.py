@@ -284,7 +284,7 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
         """Ask the scheduler for the job's state."""
         return await self._query()
 
-    def enrol(self, host: str, port: int, lease_expires_at: str) -> dict[str, str]:
+    def enrol(self, host: str, port: int, grant: dict[str, Any]) -> dict[str, str]:
         """Note where the session's server will listen and return that server's environment.
 
         Parameters
@@ -293,14 +293,18 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
             Name or address that the proxy reaches the node by.
         port : int
             Port of the node for the server, the same inside the payload.
-        lease_expires_at : str
-            Of the first grant.
+        grant : dict
+            The first grant; the session's time counts from it.
         """
         portal = current()
         if self.session is None or self._enrolled is None or self.session.enrolled:
             raise RefusedError("replayed", "this session has enrolled already")
         self.session = replace(
-            self.session, host=host, port=port, lease_expires_at=lease_expires_at
+            self.session,
+            host=host,
+            port=port,
+            ends_at=str(grant.get("ends_at", self.session.ends_at)),
+            lease_expires_at=str(grant.get("expires_at")),
         )
         self.ip, self.port = "127.0.0.1", port
         self.cert_paths = dict(server.CERT_PATHS)

@@ -66,9 +66,9 @@ class ProcessScheduler:
             pid = os.fork()
             if pid:
                 os._exit(0)
-            start = _stat(os.getpid())
-            if start is not None:
-                os.write(answer, f"{os.getpid()}-{start[1]}".encode())
+            found = _stat(os.getpid())
+            job_id = f"{os.getpid()}-{found[1] if found else 0}"
+            os.write(answer, job_id.encode())
             document_end, write_end = os.pipe()
             # A document is at most half of what a pipe holds, so this does not block.
             os.write(write_end, document.encode("ascii") + b"\n")
@@ -78,7 +78,9 @@ class ProcessScheduler:
             os.dup2(nothing, 2)
             os.closerange(3, 4096)
             os.execve(  # noqa: S606 - an argument list, and no shell is what is wanted
-                python, [python, "-I", "-m", "kakehashi.session.enter"], dict(self.environment)
+                python,
+                [python, "-I", "-m", "kakehashi.session.enter"],
+                {**self.environment, "KAKEHASHI_JOB": job_id},
             )
         finally:
             os._exit(127)
