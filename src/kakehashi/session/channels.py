@@ -12,6 +12,7 @@ import fcntl
 import os
 import shutil
 import signal
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 # Numbers that the descriptors have inside the programs.
 _FOLDER, _FUSE, _CHANNEL = 3, 4, 5
 _FIRST_FREE = 64
+# The first is the fastest by measurement.
+_CIPHERS = "aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@openssh.com"
 _ELF = b"\x7fELF"
 SEALED_PROGRAMS = ("ssh", "sshfs")
 PROGRAM_PATH = "/usr/bin:/bin:/usr/local/bin"
@@ -64,7 +67,8 @@ def seal_programs(folder: int) -> None:
         target = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700, dir_fd=folder)
         with os.fdopen(target, "wb") as file:
             file.write(data)
-        os.chmod(name, 0o111, dir_fd=folder)
+        # Executable and unreadable is the very point.
+        os.chmod(name, stat.S_IXUSR, dir_fd=folder)
 
 
 def write_private(folder: int, name: str, text: str) -> None:
@@ -126,9 +130,7 @@ class Programs:
             The read-only view (the fallback for nodes that cannot run ours) instead of the
             work folder.
         """
-        account, folder = (
-            (grant.view_account, "/") if view else (grant.work_account, "/work")
-        )
+        account, folder = (grant.view_account, "/") if view else (grant.work_account, "/work")
         host = f"[{grant.address}]" if ":" in grant.address else grant.address
         options = [
             f"ssh_command={' '.join(self._ssh_command(grant))}",
@@ -174,7 +176,7 @@ class Programs:
             "BatchMode": "yes",
             "CertificateFile": "cert",
             "CheckHostIP": "no",
-            "Ciphers": "aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@openssh.com",
+            "Ciphers": _CIPHERS,
             "ClearAllForwardings": "yes",
             "Compression": "no",
             "ConnectTimeout": "15",

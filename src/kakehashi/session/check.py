@@ -153,8 +153,10 @@ def _user_namespaces(_: Node) -> str:
         (
             "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
             "1",
-            "kernel.apparmor_restrict_unprivileged_userns=0 (or an AppArmor profile for the "
-            "installed Python that allows userns)",
+            (
+                "kernel.apparmor_restrict_unprivileged_userns=0 (or an AppArmor profile for the "
+                "installed Python that allows userns)"
+            ),
         ),
     ):
         if _read(path) == bad:

@@ -159,7 +159,9 @@ class HubClient:
             try:
                 self._context = ssl.create_default_context(cadata=authority)
             except ssl.SSLError as error:
-                raise SessionError(f"portal_ca: is not a PEM certificate ({error.reason})") from None
+                raise SessionError(
+                    f"portal_ca: is not a PEM certificate ({error.reason})"
+                ) from None
 
     def enrol(self, ticket: Secret, key: keys.SigningKey, facts: dict[str, Any]) -> Enrolment:
         """Redeem the ticket.
@@ -181,12 +183,9 @@ class HubClient:
         grant = Grant.parse(value.get("grant"), self._session, key.public)
         try:
             server, hub = value["server"], value["hub"]
-            argv = tuple(_texts(server["argv"]))
-            if not argv:
-                raise ValueError("server.argv")
             return Enrolment(
                 grant=grant,
-                argv=argv,
+                argv=_texts(server["argv"]),
                 environment=_text_map(server["environment"]),
                 files=_text_map(server["files"]),
                 hub_address=_matching(hub["address"], _ADDRESS, "hub.address"),
@@ -267,10 +266,10 @@ class HubClient:
         return http.client.HTTPConnection(host, port, timeout=timeout)
 
 
-def _texts(value: object) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
         raise TypeError("expected a list of texts")
-    return value
+    return tuple(value)
 
 
 def _text_map(value: object) -> dict[str, str]:

@@ -92,9 +92,7 @@ class SigningKey:
         try:
             if (
                 library.EVP_DigestSignInit(context, None, None, None, self._key) != 1
-                or library.EVP_DigestSign(
-                    context, signature, ctypes.byref(length), data, len(data)
-                )
+                or library.EVP_DigestSign(context, signature, ctypes.byref(length), data, len(data))
                 != 1
             ):
                 raise SessionError("libcrypto could not sign")

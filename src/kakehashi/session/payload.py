@@ -13,7 +13,6 @@ import os
 import re
 import resource
 import signal
-import socket
 import sys
 import threading
 from pathlib import Path
@@ -23,6 +22,7 @@ from kakehashi.session import seccomp, syscalls
 from kakehashi.session.plan import HOME, HOSTNAME, RUN, STORE, WORK, Plan
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Mapping
 
 # One byte, and not none: a handler that core_pattern pipes to is run whatever the limit is,
@@ -371,7 +371,7 @@ class Init:
                     self._say({"probe": self._probe(order["probe"])})
                 else:
                     os._exit(self._serve(order["start"]))
-        except BaseException as error:  # noqa: BLE001 - the last frame of this process
+        except BaseException as error:  # the last frame of this process
             with contextlib.suppress(OSError):
                 self._say({"error": f"{type(error).__name__}: {error}"})
             os._exit(1)
@@ -453,7 +453,7 @@ class Init:
                 if "descriptors" not in self._plan.without:
                     os.closerange(4, 65536)
                 else:
-                    os.set_inheritable(self._control.fileno(), True)
+                    os.dup2(self._control.fileno(), 4)
                 os.execvpe(argv[0], argv, env)  # noqa: S606 - an argument list, no shell
             except OSError as error:
                 os.write(3, f"{argv[0]}: {error.strerror}".encode())

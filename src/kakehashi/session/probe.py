@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import fnmatch
 import json
 import os
@@ -24,19 +25,53 @@ from kakehashi.session import syscalls
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Where a payload may write; the two last are the mounts, which nobody serves yet.
-_WRITABLE = ("/tmp", "/var/tmp", "/dev/shm", "/home/session", "/dev/pts")  # noqa: S108 - names inside the payload
+# Where a payload may write; nobody serves the two mounts yet, and looking would hang.
+_SCRATCH = ("/tmp", "/var/tmp", "/dev/shm", "/home/session")  # noqa: S108 - names inside the payload
+_WRITABLE = (*_SCRATCH, "/dev/pts")
 _UNSERVED = ("/store", "/work")
 _TOP = frozenset(
-    "bin dev etc home lib lib32 lib64 libx32 mnt proc run sbin store sys tmp usr var work".split()
+    {
+        "bin",
+        "dev",
+        "etc",
+        "home",
+        "lib",
+        "lib32",
+        "lib64",
+        "libx32",
+        "mnt",
+        "proc",
+        "run",
+        "sbin",
+        "store",
+        "sys",
+        "tmp",
+        "usr",
+        "var",
+        "work",
+    }
 )
 _RUN = frozenset({"kakehashi", "user"})
 _DEVICES = frozenset(
-    "fd full null ptmx pts random shm stderr stdin stdout tty urandom zero".split()
+    {
+        "fd",
+        "full",
+        "null",
+        "ptmx",
+        "pts",
+        "random",
+        "shm",
+        "stderr",
+        "stdin",
+        "stdout",
+        "tty",
+        "urandom",
+        "zero",
+    }
 )
 _ATTACH, _DETACH = 16, 17
 _NS_GET_PARENT = 0xB702
-_AF_ALG, _AF_VSOCK = 38, 40
+_AF_NETLINK, _AF_PACKET, _AF_ALG, _AF_VSOCK = 16, 17, 38, 40
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -45,8 +80,10 @@ class FoundError(Exception):
     """Something that must not be possible was; the text says what."""
 
 
-def _must_fail(what: str, attempt: Callable[[], object], *wanted: int) -> str:
-    """Try something, and return how it was refused.
+def _must_fail(
+    what: str, wanted: tuple[int, ...], attempt: Callable[..., object], *arguments: object
+) -> None:
+    """Try something that must be refused, for one of the wanted reasons (any, if none).
 
     Raises
     ------
@@ -54,24 +91,18 @@ def _must_fail(what: str, attempt: Callable[[], object], *wanted: int) -> str:
         It was not refused, or in a way that shows it was merely unlucky.
     """
     try:
-        attempt()
+        attempt(*arguments)
     except OSError as error:
         if wanted and error.errno not in wanted:
             name = errno.errorcode.get(error.errno or 0, str(error.errno))
             raise FoundError(f"{what}: refused for another reason than expected ({name})") from None
-        return errno.errorcode.get(error.errno or 0, "refused")
+        return
     raise FoundError(f"{what}: was possible")
-
-
-def _call(name: str, *arguments: object) -> None:
-    syscalls.call(name, *arguments)
 
 
 def _status() -> dict[str, str]:
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:  # noqa: PTH123 - no pathlib: start-up time
-        return {
-            name: value.strip() for name, _, value in (line.partition(":") for line in file)
-        }
+        return {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
 
 
 def _processes(_: dict[str, Any]) -> str:
@@ -82,23 +113,10 @@ def _processes(_: dict[str, Any]) -> str:
     return "only its own are visible"
 
 
-def _init(_: dict[str, Any]) -> str:
-    denied = (errno.EPERM, errno.EACCES)
-
-    def attach() -> None:
-        if _libc.ptrace(_ATTACH, 1, None, None) < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, "ptrace")
-        _libc.ptrace(_DETACH, 1, None, None)
-
-    _must_fail("tracing process 1", attach, *denied)
-    for name in ("environ", "mem", "maps"):
-        _must_fail(f"reading /proc/1/{name}", lambda name=name: _first(f"/proc/1/{name}"), *denied)
-    for name in ("root", "cwd", "exe", "ns/mnt"):
-        path = f"/proc/1/{name}"
-        _must_fail(f"following {path}", lambda path=path: os.readlink(path), *denied)  # noqa: PTH115
-    _must_fail("listing /proc/1/fd", lambda: os.listdir("/proc/1/fd"), *denied)  # noqa: PTH208
-    return "cannot be traced or read"
+def _attach(pid: int) -> None:
+    if _libc.ptrace(_ATTACH, pid, None, None) < 0:
+        raise OSError(ctypes.get_errno(), "ptrace")
+    _libc.ptrace(_DETACH, pid, None, None)
 
 
 def _first(path: str) -> bytes:
@@ -106,9 +124,30 @@ def _first(path: str) -> bytes:
         return file.read(1)
 
 
+def _init(_: dict[str, Any]) -> str:
+    denied = (errno.EPERM, errno.EACCES)
+    _must_fail("tracing process 1", denied, _attach, 1)
+    for name in ("environ", "mem", "maps"):
+        _must_fail(f"reading /proc/1/{name}", denied, _first, f"/proc/1/{name}")
+    for name in ("root", "cwd", "exe", "ns/mnt"):
+        _must_fail(f"following /proc/1/{name}", denied, os.readlink, f"/proc/1/{name}")
+    _must_fail("listing /proc/1/fd", denied, os.listdir, "/proc/1/fd")
+    return "cannot be traced or read"
+
+
+def _clone_user_namespace() -> None:
+    flags = syscalls.CLONE_NEWUSER | signal.SIGCHLD
+    nr = syscalls.number("clone")
+    pid = _libc.syscall(ctypes.c_long(nr or 0), ctypes.c_ulong(flags), None, None, None, None)
+    if pid == 0:
+        os._exit(0)
+    if pid < 0:
+        raise OSError(ctypes.get_errno(), "clone")
+    os.waitpid(pid, 0)
+
+
 def _namespaces(_: dict[str, Any]) -> str:
-    limit = _first("/proc/sys/user/max_user_namespaces")
-    if limit != b"0":
+    if _first("/proc/sys/user/max_user_namespaces") != b"0":
         raise FoundError("the number of user namespaces is not limited to 0")
     kinds = {
         "user": syscalls.CLONE_NEWUSER,
@@ -118,93 +157,40 @@ def _namespaces(_: dict[str, Any]) -> str:
         "ipc": syscalls.CLONE_NEWIPC,
     }
     for name, flag in kinds.items():
-        _must_fail(f"a new {name} namespace", lambda flag=flag: syscalls.unshare(flag))
-
-    def clone() -> None:
-        flags = syscalls.CLONE_NEWUSER | signal.SIGCHLD
-        nr = syscalls.number("clone")
-        pid = _libc.syscall(ctypes.c_long(nr or 0), ctypes.c_ulong(flags), None, None, None, None)
-        if pid == 0:
-            os._exit(0)
-        if pid < 0:
-            raise OSError(ctypes.get_errno(), "clone")
-        os.waitpid(pid, 0)
-
-    _must_fail("clone into a user namespace", clone)
+        _must_fail(f"a new {name} namespace", (), syscalls.unshare, flag)
+    _must_fail("clone into a user namespace", (), _clone_user_namespace)
     return "no new ones"
 
 
 def _entering(_: dict[str, Any]) -> str:
-    import fcntl  # noqa: PLC0415 - only here
-
     for name in ("user", "mnt", "net", "pid"):
-        fd = os.open(f"/proc/self/ns/{name}", os.O_RDONLY)
-        with contextlib.closing(os.fdopen(fd, "rb", buffering=0)) as handle:
-            _must_fail(f"setns to its own {name}", lambda h=handle: syscalls.setns(h.fileno(), 0))
+        handle = os.open(f"/proc/self/ns/{name}", os.O_RDONLY)
+        try:
+            _must_fail(f"setns to its own {name}", (), syscalls.setns, handle, 0)
             if name == "user":
-                _must_fail(
-                    "the parent of its user namespace",
-                    lambda h=handle: fcntl.ioctl(h.fileno(), _NS_GET_PARENT),
-                )
+                parent = "the parent of its user namespace"
+                _must_fail(parent, (), fcntl.ioctl, handle, _NS_GET_PARENT)
+        finally:
+            os.close(handle)
     return "no namespace can be entered"
 
 
 def _mounts(_: dict[str, Any]) -> str:
-    null = ctypes.c_char_p(None)
-    zero = ctypes.c_ulong(0)
+    denied, absent = (errno.EPERM,), (errno.EPERM, errno.ENOSYS)
     for target in ("/tmp", "/proc/sys", "/usr"):  # noqa: S108 - names inside the payload
-        _must_fail(f"umount of {target}", lambda t=target: syscalls.unmount(t), errno.EPERM)
+        _must_fail(f"umount of {target}", denied, syscalls.unmount, target)
     remount = syscalls.MS_REMOUNT | syscalls.MS_BIND
     for target in ("/", "/usr", "/dev", "/run/kakehashi"):
-        _must_fail(
-            f"remount of {target} read-write",
-            lambda t=target: syscalls.mount("none", t, None, remount),
-            errno.EPERM,
-        )
-    _must_fail("a bind", lambda: syscalls.mount("/usr", "/mnt", None, syscalls.MS_BIND))
-    _must_fail("a tmpfs", lambda: syscalls.mount("t", "/mnt", "tmpfs"))
-    refused = (errno.EPERM, errno.ENOSYS)
-    _must_fail("fsopen", lambda: _call("fsopen", b"tmpfs", zero), *refused)
-    _must_fail(
-        "open_tree",
-        lambda: _call("open_tree", ctypes.c_int(-100), b"/usr", ctypes.c_uint(1)),
-        *refused,
-    )
-    _must_fail("chroot", lambda: os.chroot("/tmp"), errno.EPERM)  # noqa: S108
-    _must_fail("pivot_root", lambda: _call("pivot_root", b"/tmp", b"/tmp", null), errno.EPERM)  # noqa: S108
+        what = f"remount of {target} read-write"
+        _must_fail(what, denied, syscalls.mount, "none", target, None, remount)
+    _must_fail("a bind", denied, syscalls.mount, "/usr", "/mnt", None, syscalls.MS_BIND)
+    _must_fail("a tmpfs", denied, syscalls.mount, "t", "/mnt", "tmpfs")
+    _must_fail("fsopen", absent, syscalls.call, "fsopen", b"tmpfs", ctypes.c_ulong(0))
+    tree = ("open_tree", ctypes.c_int(-100), b"/usr", ctypes.c_uint(1))
+    _must_fail("open_tree", absent, syscalls.call, *tree)
+    _must_fail("chroot", denied, os.chroot, "/tmp")  # noqa: S108 - a name inside the payload
+    _must_fail("pivot_root", denied, syscalls.call, "pivot_root", b"/tmp", b"/tmp")
     return "cannot be changed"
-
-
-def _writing(facts: dict[str, Any]) -> str:
-    """Try to make and to open a file for writing in each mount and each folder of note."""
-    allowed = (*_WRITABLE, f"/run/user/{facts['uid']}")
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
-        points = [line.split()[4].replace("\\040", " ") for line in file]
-    places = {*points, "/", "/usr", "/etc", "/run", "/run/kakehashi", "/var", "/home", "/dev"}
-    tried = 0
-    for place in sorted(places):
-        if place in _UNSERVED or place in allowed or place.startswith(("/proc/", "/dev/")):
-            continue
-        if not os.path.isdir(place):  # noqa: PTH112
-            _must_fail(
-                f"changing the mode of {place}",
-                lambda p=place: os.chmod(p, 0o600),  # noqa: PTH101
-            )
-            continue
-        tried += 1
-        _must_fail(f"a new file in {place}", lambda p=place: _write(f"{p}/.kakehashi-probe"))
-        _must_fail(
-            f"changing the times of {place}",
-            lambda p=place: os.utime(p),
-            errno.EROFS,
-            errno.EPERM,
-            errno.EACCES,
-        )
-    for place in ("/proc/sys/kernel/hostname", "/proc/sys/user/max_user_namespaces"):
-        _must_fail(f"writing {place}", lambda p=place: _write(p))
-    for name in ("null", "zero", "tty"):
-        _must_fail(f"changing /dev/{name}", lambda n=name: os.chmod(f"/dev/{n}", 0o600))  # noqa: PTH101
-    return f"refused in {tried} places"
 
 
 def _write(path: str) -> None:
@@ -214,57 +200,73 @@ def _write(path: str) -> None:
     os.unlink(path)  # noqa: PTH108
 
 
+def _writing(facts: dict[str, Any]) -> str:
+    """Try to make and to change a file in each mount and each folder of note."""
+    allowed = (*_WRITABLE, f"/run/user/{facts['uid']}")
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+        points = [line.split()[4].replace("\\040", " ") for line in file]
+    places = {*points, "/", "/usr", "/etc", "/run", "/run/kakehashi", "/var", "/home", "/dev"}
+    denied = (errno.EROFS, errno.EPERM, errno.EACCES)
+    tried = 0
+    for place in sorted(places):
+        if place in _UNSERVED or place in allowed or place.startswith(("/proc/", "/dev/")):
+            continue
+        tried += 1
+        if os.path.isdir(place):  # noqa: PTH112
+            _must_fail(f"a new file in {place}", (), _write, f"{place}/.kakehashi-probe")
+            _must_fail(f"changing the times of {place}", denied, os.utime, place)
+        else:
+            _must_fail(f"changing the mode of {place}", (), os.chmod, place, 0o600)
+    for place in ("/proc/sys/kernel/hostname", "/proc/sys/user/max_user_namespaces"):
+        _must_fail(f"writing {place}", (), _write, place)
+    for name in ("null", "zero", "tty"):
+        _must_fail(f"changing /dev/{name}", (), os.chmod, f"/dev/{name}", 0o600)
+    return f"refused in {tried} places"
+
+
 def _network(facts: dict[str, Any]) -> str:
     names = {name for _, name in socket.if_nameindex()}
     if names != {"lo"}:
         raise FoundError(f"network interfaces are visible: {sorted(names)}")
-    _must_fail(
-        "the node's own address",
-        lambda: socket.create_connection(("127.0.0.1", facts["port"]), timeout=2),
-        errno.ECONNREFUSED,
-    )
+    refused = (errno.ECONNREFUSED,)
+    address = ("127.0.0.1", facts["port"])
+    _must_fail("the node's own address", refused, socket.create_connection, address, 2)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagram:
-        _must_fail(
-            "a packet outwards", lambda: datagram.connect(("192.0.2.1", 53)), errno.ENETUNREACH
-        )
+        out = ("192.0.2.1", 53)
+        _must_fail("a packet outwards", (errno.ENETUNREACH,), datagram.connect, out)
     with socket.socket(socket.AF_UNIX) as local:
-        _must_fail(
-            "an abstract socket of the node",
-            lambda: local.connect("\0" + facts["abstract"]),
-            errno.ECONNREFUSED,
-        )
+        name = "\0" + facts["abstract"]
+        _must_fail("an abstract socket of the node", refused, local.connect, name)
     return "none but its own loopback"
 
 
 def _families(_: dict[str, Any]) -> str:
     for name, family, kind, protocol in (
         ("vsock", _AF_VSOCK, socket.SOCK_STREAM, 0),
-        ("packet", 17, socket.SOCK_RAW, 0),
+        ("packet", _AF_PACKET, socket.SOCK_RAW, 0),
         ("alg", _AF_ALG, socket.SOCK_SEQPACKET, 0),
-        ("netlink (audit)", 16, socket.SOCK_RAW, 9),
+        ("netlink (audit)", _AF_NETLINK, socket.SOCK_RAW, 9),
     ):
-        _must_fail(
-            f"a socket of the family {name}",
-            lambda f=family, k=kind, p=protocol: socket.socket(f, k, p).close(),
-            errno.EAFNOSUPPORT,
-        )
+        what = f"a socket of the family {name}"
+        _must_fail(what, (errno.EAFNOSUPPORT,), socket.socket, family, kind, protocol)
     return "unix, inet, interface lists only"
 
 
 def _calls(_: dict[str, Any]) -> str:
     buffer = ctypes.create_string_buffer(256)
-    zero = ctypes.c_ulong(0)
-    absent = errno.ENOSYS
-    _must_fail("io_uring", lambda: _call("io_uring_setup", ctypes.c_uint(8), buffer), absent)
-    for name, arguments in (
-        ("keyctl", (ctypes.c_int(0), ctypes.c_int(-3), zero)),
-        ("bpf", (zero, zero, zero)),
-        ("perf_event_open", (buffer, zero, ctypes.c_long(-1), ctypes.c_long(-1), zero)),
-        ("userfaultfd", (zero,)),
-        ("syslog", (ctypes.c_int(3), buffer, ctypes.c_int(100))),
-        ("open_by_handle_at", (ctypes.c_int(-100), buffer, zero)),
-    ):
-        _must_fail(name, lambda n=name, a=arguments: _call(n, *a), errno.EPERM)
+    zero, less = ctypes.c_ulong(0), ctypes.c_long(-1)
+    ring = ("io_uring_setup", ctypes.c_uint(8), buffer)
+    _must_fail("io_uring", (errno.ENOSYS,), syscalls.call, *ring)
+    tries: tuple[tuple[object, ...], ...] = (
+        ("keyctl", ctypes.c_int(0), ctypes.c_int(-3), zero),
+        ("bpf", zero, zero, zero),
+        ("perf_event_open", buffer, zero, less, less, zero),
+        ("userfaultfd", zero),
+        ("syslog", ctypes.c_int(3), buffer, ctypes.c_int(100)),
+        ("open_by_handle_at", ctypes.c_int(-100), buffer, zero),
+    )
+    for one in tries:
+        _must_fail(str(one[0]), (errno.EPERM,), syscalls.call, *one)
     return "refused"
 
 
@@ -286,6 +288,14 @@ def _privileges(_: dict[str, Any]) -> str:
     return "none"
 
 
+def _limit_core(value: int) -> None:
+    # A limit that may not be raised is a ValueError here, and a refusal all the same.
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (value, 1))
+    except ValueError as error:
+        raise OSError(errno.EPERM, str(error)) from None
+
+
 def _core(_: dict[str, Any]) -> str:
     limits = resource.getrlimit(resource.RLIMIT_CORE)
     if limits != (1, 1):
@@ -294,26 +304,21 @@ def _core(_: dict[str, Any]) -> str:
         if int(file.read(), 16):
             raise FoundError("the filter of core dumps lets memory through")
     for value in (0, resource.RLIM_INFINITY):
-
-        def change(value: int = value) -> None:
-            # A limit that may not be raised is a ValueError here, and a refusal all the same.
-            try:
-                resource.setrlimit(resource.RLIMIT_CORE, (value, 1))
-            except ValueError as error:
-                raise OSError(errno.EPERM, str(error)) from None
-
-        _must_fail(f"a core limit of {value}", change, errno.EPERM)
+        _must_fail(f"a core limit of {value}", (errno.EPERM,), _limit_core, value)
     return "off by limit and filter"
 
 
 def _descriptors(_: dict[str, Any]) -> str:
-    kinds = {}
+    kinds: dict[int, str] = {}
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
         with contextlib.suppress(OSError):
             kinds[int(name)] = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115
-    extra = {fd: kind for fd, kind in kinds.items() if fd > 2 and kind != "/proc/self/fd"}
-    extra = {fd: kind for fd, kind in extra.items() if not kind.endswith(f"/{os.getpid()}/fd")}
-    if extra or kinds.get(0) != "/dev/null" or not kinds.get(1, "").startswith("pipe:"):
+    # The one that lists them is closed again by now.
+    if (
+        kinds.keys() - {0, 1, 2}
+        or kinds.get(0) != "/dev/null"
+        or not kinds.get(1, "").startswith("pipe:")
+    ):
         raise FoundError(f"unexpected open files: {kinds}")
     return "standard files only"
 
@@ -323,12 +328,13 @@ def _tree(facts: dict[str, Any]) -> str:
     extra = set(os.listdir("/")) - _TOP - shown  # noqa: PTH208
     if extra:
         raise FoundError(f"folders of the node are visible: {sorted(extra)}")
-    extra = set(os.listdir("/run")) - _RUN  # noqa: PTH208
-    if extra:
-        raise FoundError(f"the node's /run is visible: {sorted(extra)}")
-    extra = set(os.listdir("/home")) - {"session"}  # noqa: PTH208
-    if extra - {path.split("/")[2] for path in facts["read_only"] if path.startswith("/home/")}:
-        raise FoundError(f"homes of the node are visible: {sorted(extra)}")
+    for folder, known in (("/run", _RUN), ("/home", frozenset({"session"}))):
+        allowed = {
+            path.split("/")[2] for path in facts["read_only"] if path.startswith(f"{folder}/")
+        }
+        extra = set(os.listdir(folder)) - known - allowed  # noqa: PTH208
+        if extra:
+            raise FoundError(f"the node's {folder} is visible: {sorted(extra)}")
     if platform.node() != "session":
         raise FoundError("the node's host name is visible")
     return "only what is allowed"
@@ -342,26 +348,25 @@ def _devices(facts: dict[str, Any]) -> str:
         )
         if name not in _DEVICES and not inside:
             raise FoundError(f"the device /dev/{name} is there")
-    # A character device with the numbers of /dev/mem.
-    _must_fail("a device file", lambda: os.mknod("/tmp/.mem", 0o020600, os.makedev(1, 1)))  # noqa: S108
+    memory = os.makedev(1, 1)
+    _must_fail("a device file", (errno.EPERM,), os.mknod, "/tmp/.mem", 0o020600, memory)  # noqa: S108
     return "only what is allowed"
 
 
 def _scratch(facts: dict[str, Any]) -> str:
-    for place in (*_WRITABLE[:4], f"/run/user/{facts['uid']}"):
+    for place in (*_SCRATCH, f"/run/user/{facts['uid']}"):
         size = os.statvfs(place)
         megabytes = size.f_blocks * size.f_frsize >> 20
         if megabytes > facts["scratch_mb"]:
             raise FoundError(f"{place} holds {megabytes} MiB, not {facts['scratch_mb']} at most")
-        name = f"{place}/.kakehashi-probe"
         try:
-            _write(name)
+            _write(f"{place}/.kakehashi-probe")
         except OSError as error:
             raise FoundError(f"{place} cannot be written: {error.strerror}") from None
     with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
         for line in file:
             left, _, right = line.partition(" - ")
-            if left.split()[4] in _WRITABLE[:4] and right.split()[0] != "tmpfs":
+            if left.split()[4] in _SCRATCH and right.split()[0] != "tmpfs":
                 raise FoundError(f"{left.split()[4]} is not in memory")
     return f"in memory, {facts['scratch_mb']} MiB at most"
 
@@ -406,7 +411,7 @@ def main(facts_text: str) -> None:
             message, ok = check(facts), True
         except FoundError as found:
             message, ok = str(found), False
-        except Exception as error:  # noqa: BLE001 - a probe that cannot look has not seen it well
+        except Exception as error:  # what cannot be judged is not well
             message, ok = f"cannot be judged: {type(error).__name__}: {error}", False
         results.append({"check": name, "ok": ok, "message": message})
     sys.stdout.write(json.dumps(results))

@@ -57,7 +57,7 @@ class NetworkThread:
         def order() -> None:
             try:
                 answers.put((maker(), None))
-            except BaseException as error:  # noqa: BLE001 - handed to the caller below
+            except BaseException as error:  # handed to the caller below
                 answers.put((None, error))
 
         self._orders.put(order)

@@ -155,8 +155,8 @@ def build(machine: str | None = None) -> bytes:
     ]
     if machine == "x86_64":
         program += [(_JUMP_GREATER_EQUAL, 0, 1, _X32_BIT), _refuse(errno.ENOSYS)]
-    bodies: dict[str, tuple[_Instruction, ...]] = {name: (_DENY,) for name in REFUSED}
-    bodies |= {name: (_refuse(errno.ENOSYS),) for name in ABSENT}
+    bodies: dict[str, tuple[_Instruction, ...]] = dict.fromkeys(REFUSED, (_DENY,))
+    bodies |= dict.fromkeys(ABSENT, (_refuse(errno.ENOSYS),))
     bodies |= _JUDGED
     for name, body in bodies.items():
         nr = syscalls.number(name, machine)

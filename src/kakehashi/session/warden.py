@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 # A folder that every node has, covered by private memory in the warden's own mount namespace
 # alone: no mount point needs to be made on the node's file system.
 BASE = "/dev/shm"  # noqa: S108 - covered, not used
-GRACE_S = 5.0
 SENTINEL_S = 5.0
 FUSE_MAX_READ = 1 << 20
 # In this order the descriptors come with the answer "built".
@@ -77,11 +76,10 @@ class WardenHandle:
         """
         self.send({"build": plan.to_json()})
         self.control.settimeout(30)
-        data, descriptors, _, _ = socket.recv_fds(self.control, MESSAGE_LIMIT, len(DESCRIPTORS))
+        data, descriptors, _, _ = socket.recv_fds(
+            self.control, MESSAGE_LIMIT, len(DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
+        )
         answer = _message(data)
-        # A plain close on exec is not set by the kernel on descriptors that arrive.
-        for descriptor in descriptors:
-            os.set_inheritable(descriptor, False)
         return Built(answer["built"], dict(zip(DESCRIPTORS, descriptors, strict=False)))
 
     def probe(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
@@ -157,7 +155,7 @@ def _separate(control: socket.socket) -> NoReturn:
         control.close()
         _, status = os.waitpid(warden, 0)
         code = os.waitstatus_to_exitcode(status) & 255
-    except BaseException as error:  # noqa: BLE001 - the last frame of this process
+    except BaseException as error:  # the last frame of this process
         _report(control, error)
     finally:
         os._exit(code)
@@ -202,7 +200,7 @@ class _Warden:
             order = json.loads(self._control.recv(MESSAGE_LIMIT))
             self._build(Plan.from_json(order["build"]))
             self._follow()
-        except BaseException as error:  # noqa: BLE001 - the last frame of this process
+        except BaseException as error:  # the last frame of this process
             _report(self._control, error)
         os._exit(1)
 
@@ -261,15 +259,11 @@ class _Warden:
                     "tmpfs",
                     target,
                     "tmpfs",
-                    syscalls.MS_NOSUID | syscalls.MS_NODEV | (
-                        read_only if target == store else 0
-                    ),
+                    syscalls.MS_NOSUID | syscalls.MS_NODEV | (read_only if target == store else 0),
                     "mode=0700,size=1m",
                 )
             descriptors = []
-        syscalls.mount_attributes(
-            f"{BASE}/points", syscalls.MOUNT_ATTR_RDONLY, recursive=False
-        )
+        syscalls.mount_attributes(f"{BASE}/points", syscalls.MOUNT_ATTR_RDONLY, recursive=False)
         return descriptors
 
     def _listen(self, path: str) -> socket.socket:
@@ -284,12 +278,14 @@ class _Warden:
         if self._middle == 0:
             _hold_payload(plan, theirs)
         theirs.close()
-        data, descriptors, _, _ = socket.recv_fds(self._init, MESSAGE_LIMIT, 1)
+        data, descriptors, _, _ = socket.recv_fds(
+            self._init, MESSAGE_LIMIT, 1, socket.MSG_CMSG_CLOEXEC
+        )
         answer = json.loads(data or b'{"error": "it ended at once"}')
         if "error" in answer:
             raise SessionError(f"this node refuses the payload's namespaces: {answer['error']}")
         self._init_pid = int(answer["init"])
-        self._network = NetworkThread(descriptors[0])
+        self._namespace = descriptors[0]
         self._init.send(b'{"build": true}')
 
     def _follow(self) -> None:
@@ -341,15 +337,16 @@ class _Warden:
                 ).start()
         elif "stop" in order:
             _signal(self._init_pid, signal.SIGTERM)
-            self._deadline = time.monotonic() + GRACE_S
+            self._deadline = time.monotonic() + float(order["stop"])
         elif "start" in order:
             self._init.send(json.dumps(order).encode())
 
     def _start_relays(self, hub: dict[str, Any]) -> None:
         port = self._port_listener.getsockname()[1]
+        network = NetworkThread(self._namespace)
 
         def to_server() -> socket.socket:
-            near = self._network.make(lambda: socket.socket(socket.AF_INET))
+            near = network.make(lambda: socket.socket(socket.AF_INET))
             try:
                 near.connect(("127.0.0.1", port))
             except OSError:
@@ -360,7 +357,7 @@ class _Warden:
         def to_hub() -> socket.socket:
             return socket.create_connection((hub["address"], hub["port"]), timeout=10)
 
-        inside = self._network.make(lambda: socket.create_server(("127.0.0.1", hub["port"])))
+        inside = network.make(lambda: socket.create_server(("127.0.0.1", hub["port"])))
         Relay(self._port_listener, to_server).start()
         Relay(inside, to_hub).start()
         self._control.send(b'{"relayed": true}')
@@ -445,7 +442,7 @@ def _hold_payload(plan: Plan, control: socket.socket) -> NoReturn:
         _, status = os.waitpid(init, 0)
         code = os.waitstatus_to_exitcode(status)
         code = code if code >= 0 else 128 - code
-    except BaseException as error:  # noqa: BLE001 - the last frame of this process
+    except BaseException as error:  # the last frame of this process
         _report(control, error)
     finally:
         os._exit(code & 255)

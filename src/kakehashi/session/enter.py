@@ -1,0 +1,155 @@
+"""``python -I -m kakehashi.session.enter``: one session, started by a site's agent.
+
+Reads one JSON document on standard input (docs/architecture.md, ``enter``) and runs until
+the session ends. Exit status: 0 ended as asked for, 1 failed, 2 the document is not
+understood, 3 the node lacks something (the portal has been told what), 4 the portal refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kakehashi import __version__
+from kakehashi.errors import KakehashiError, RefusedError, SessionError
+from kakehashi.session import (
+    build_nodump,
+    check,
+    keys,
+    leave,
+    payload,
+    syscalls,
+    warden,
+)
+from kakehashi.session.hubclient import HubClient
+from kakehashi.session.keeper import Keeper
+from kakehashi.session.plan import Document
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DOCUMENT_LIMIT = 256 * 1024
+EXIT_FAILED, EXIT_DOCUMENT, EXIT_NODE, EXIT_REFUSED = 1, 2, 3, 4
+
+
+def main() -> int:
+    """Run a session and return the exit status."""
+    try:
+        _harden()
+        handle = warden.start()
+        try:
+            document = Document.parse(sys.stdin.read(DOCUMENT_LIMIT))
+        except KakehashiError as error:
+            sys.stderr.write(f"kakehashi: {error}\n")
+            return EXIT_DOCUMENT
+        return _session(document, handle)
+    except RefusedError as error:
+        sys.stderr.write(f"kakehashi: the portal refused the session ({error.code}): {error}\n")
+        return EXIT_REFUSED
+    except KakehashiError as error:
+        sys.stderr.write(f"kakehashi: {error}\n")
+        return EXIT_FAILED
+
+
+def _harden() -> None:
+    """Close this process to others before it reads a secret."""
+    # Both are inherited, and the filter's file is out of reach for a process not dumpable.
+    resource.setrlimit(resource.RLIMIT_CORE, (payload.CORE_LIMIT, payload.CORE_LIMIT))
+    Path("/proc/self/coredump_filter").write_text("0", encoding="ascii")
+    syscalls.set_dumpable(dumpable=False)
+    os.umask(0o077)
+    parent = os.getppid()
+    # Process 1 has adopted what a detached start left behind; it does not end.
+    if parent != 1:
+        syscalls.die_with_parent()
+        if os.getppid() != parent:
+            raise SessionError("the process that started this session has ended")
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    if "TracerPid:\t0\n" not in status:
+        raise SessionError("this process is being traced; a session cannot start like that")
+    syscalls.adopt_orphans()
+
+
+def job_id(environment: Mapping[str, str]) -> str:
+    """Return the scheduler's name for this job.
+
+    Without a scheduler it is ``PID-STARTTIME`` of this process, as the site's agent names it.
+    """
+    for name in ("SLURM_JOB_ID", "PJM_JOBID"):
+        if environment.get(name):
+            return environment[name]
+    text = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace")
+    return f"{os.getpid()}-{text[text.rindex(')') + 2 :].split()[19]}"
+
+
+def _session(document: Document, handle: warden.WardenHandle) -> int:
+    hub = HubClient(document.portal_url, document.portal_ca, document.session)
+    home = str(Path.home())
+    before = leave.look_before(home)
+    checks, built = _check(document, handle)
+    failures = [{"check": one.check, "message": one.message} for one in checks if not one.ok]
+    library = build_nodump.find(document.node.software)
+    if failures or built is None or library is None:
+        for failure in failures:
+            sys.stderr.write(f"kakehashi: {failure['check']}: {failure['message']}\n")
+        with contextlib.suppress(KakehashiError):
+            hub.refuse(document.ticket, failures)
+        return EXIT_NODE
+    key = keys.SigningKey()
+    facts: dict[str, Any] = {
+        "port": built.port,
+        "host": socket.gethostname(),
+        "job": job_id(os.environ),
+        "software": __version__,
+        "checks": [one.to_json() for one in checks],
+    }
+    enrolment = hub.enrol(document.ticket, key, facts)
+    keeper = Keeper(
+        document,
+        handle,
+        built=built,
+        hub=hub,
+        key=key,
+        enrolment=enrolment,
+        library=library,
+        before=before,
+        use_view=check.has_view(document.node),
+    )
+    return keeper.run()
+
+
+def _check(
+    document: Document, handle: warden.WardenHandle
+) -> tuple[list[check.Check], warden.Built | None]:
+    """Look at the node, build the payload's world, and probe it from inside."""
+    checks = check.quick(document.node)
+    same = document.software == __version__
+    checks.append(
+        check.Check(
+            "version",
+            ok=same,
+            message=__version__
+            if same
+            else f"this node has {__version__}, the portal expects {document.software}; install "
+            f"the same in {document.node.software}",
+        )
+    )
+    if not all(one.ok for one in checks):
+        return checks, None
+    try:
+        plan = check.plan_for(document.node, stand_ins=False)
+        built = handle.build(plan)
+        checks += check.from_probe(handle.probe(check.facts_for(plan)))
+    except KakehashiError as error:
+        checks.append(check.Check("payload", ok=False, message=str(error)))
+        return checks, None
+    return checks, built
+
+
+if __name__ == "__main__":
+    sys.exit(main())
