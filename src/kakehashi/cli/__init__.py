@@ -19,6 +19,8 @@ app = typer.Typer(
 )
 store.app.command("init")(service.init)
 store.app.command("serve")(service.serve)
+store.app.command("hub-add")(service.hub_add)
+app.command("revoke")(service.revoke)
 app.add_typer(store.app, name="store")
 app.add_typer(audit.app, name="audit")
 app.add_typer(receipt.app, name="receipt")

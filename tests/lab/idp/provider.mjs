@@ -63,17 +63,6 @@ const provider = new Provider(settings.issuer, {
     Session: 86400, Grant: 86400, Interaction: 3600,
   },
   issueRefreshToken: async () => true,
-  // The portal is the platform's own client: nobody is asked to consent to it.
-  async loadExistingGrant(ctx) {
-    const known = ctx.oidc.session.grantIdFor(ctx.oidc.client.clientId);
-    if (known) return ctx.oidc.provider.Grant.find(known);
-    const grant = new ctx.oidc.provider.Grant({
-      clientId: ctx.oidc.client.clientId, accountId: ctx.oidc.session.accountId,
-    });
-    grant.addOIDCScope('openid offline_access profile email groups');
-    await grant.save();
-    return grant;
-  },
   findAccount,
 });
 
@@ -121,8 +110,21 @@ const answer = (response, status, html) => {
   response.end(html);
 };
 
+// The portal is the platform's own client: nobody is asked, but the provider wants it said.
+const consent = async (request, response, { params, session, grantId }) => {
+  const grant = grantId
+    ? await provider.Grant.find(grantId)
+    : new provider.Grant({ clientId: params.client_id, accountId: session.accountId });
+  grant.addOIDCScope('openid offline_access profile email groups');
+  return provider.interactionFinished(
+    request, response, { consent: { grantId: await grant.save() } },
+    { mergeWithLastSubmission: true },
+  );
+};
+
 const interaction = async (request, response) => {
   const details = await provider.interactionDetails(request, response);
+  if (details.prompt.name === 'consent') return consent(request, response, details);
   if (request.method !== 'POST') return answer(response, 200, page(details.uid, ''));
   const form = await body(request);
   const name = form.get('login') ?? '';
