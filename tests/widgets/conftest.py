@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from kakehashi.imaging.ozip import FileReader, Pack, open_pack
+from tests.widgets.lab import Lab, jupyterlab
+from tests.widgets.session import Broker, SessionFolder, StoreFolder
+
+
+@dataclass
+class Shore:
+    """The store's side, and the session that may read it."""
+
+    store: StoreFolder
+    session: SessionFolder
+    ct: str
+    mr: str
+    pet: str
+    tilted: str
+    spare: str
+
+    def pack(self, uid: str) -> Pack:
+        """The pack as it lies at the store, read without the link."""
+        return open_pack(FileReader(self.store.root / "series" / f"{uid}.ozx"))
+
+
+@pytest.fixture(scope="session")
+def shore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shore]:
+    if os.geteuid() != 0:
+        pytest.skip("a session's private /run needs root")
+    root = tmp_path_factory.mktemp("shore")
+    store = StoreFolder(root / "view")
+    made = {
+        "ct": store.add("ct_chest"),
+        "mr": store.add("sts/MR_T1/image"),
+        "pet": store.add("sts/PET/image"),
+        "tilted": store.add("ct_tilted/axial"),
+        "spare": store.add("sts/CT/image"),
+    }
+    session = SessionFolder(root / "run", root / "work")
+    session.write(store, store.publish())
+    broker = Broker(session.root / "store.sock")
+    yield Shore(store, session, **made)
+    broker.close()
+
+
+@pytest.fixture(scope="session")
+def lab(shore: Shore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with jupyterlab(shore.session, tmp_path_factory.mktemp("home")) as running:
+        yield running
