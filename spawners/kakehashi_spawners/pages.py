@@ -47,6 +47,21 @@ POLICY: Final = (
     "base-uri 'none'; frame-ancestors 'none'"
 )
 
+# Refusals of kakehashi_spawners.options that the page can say in the person's language; any other
+# is shown as it came.
+_REFUSALS: Final = tuple(
+    (re.compile(pattern), key)
+    for pattern, key in (
+        (r"at most (?P<value>[0-9.]+) here", "refusal.at-most"),
+        (r"choose one", "refusal.choose"),
+        (r"you have no project .*", "refusal.project"),
+        (r"you have no account at .*", "refusal.account"),
+        (r"project .* may not compute at .*", "refusal.not-here"),
+        (r".* has no queue .*", "refusal.queue"),
+        (r"must be a (whole )?number.*", "refusal.number"),
+    )
+)
+
 _request: ContextVar[HTTPServerRequest | None] = ContextVar("kakehashi_request", default=None)
 
 
@@ -100,7 +115,7 @@ class RequestContext(web.OutputTransform):
         return status_code, headers, chunk
 
 
-class LanguageHandler(BaseHandler):
+class LanguageHandler(BaseHandler):  # type: ignore[misc]  # jupyterhub has no types
     """Keeps the language that a person chose, and goes back to where they were."""
 
     def get(self, language: str) -> None:
@@ -117,7 +132,7 @@ class LanguageHandler(BaseHandler):
         self.redirect(wanted if _is_own_page(wanted, self.base_url) else self.hub.base_url + "home")
 
 
-class ReceiptHandler(BaseHandler):
+class ReceiptHandler(BaseHandler):  # type: ignore[misc]  # jupyterhub has no types
     """The page of one receipt; whose it is, the interface that it asks decides."""
 
     @web.authenticated
@@ -126,7 +141,7 @@ class ReceiptHandler(BaseHandler):
         self.finish(await self.render_template("receipt.html", session=session))
 
 
-class LoggedOutHandler(BaseHandler):
+class LoggedOutHandler(BaseHandler):  # type: ignore[misc]  # jupyterhub has no types
     """Where a person lands after logging out."""
 
     async def get(self) -> None:
@@ -174,6 +189,9 @@ def configure_pages(c: Any, config: Config) -> None:
         "session_facts": lambda _person: _session_facts,
         "site_title": lambda _person: partial(_site_title, config.sites),
     }
+    if config.identity is None or config.identity.logout_url is None:
+        base = urlsplit(portal.url).path
+        c.OAuthenticator.logout_redirect_url = f"{base}/hub/kakehashi/logged-out"
     settings = _dict(c.JupyterHub, "tornado_settings")
     settings["transforms"] = [RequestContext, *settings.get("transforms", ())]
     c.JupyterHub.tornado_settings = settings
@@ -224,13 +242,15 @@ def render_form(choices: Mapping[str, Any], language: i18n.Language, error: str 
             projects=projects if sites else choices["projects"],
             sites=sites if projects else {},
             choices={"projects": projects, "sites": sites},
-            refusal=refused_field(error),
+            refusal=refused_field(error, language),
             **_preselect(projects, sites, _posted()),
         )
     )
 
 
-def refused_field(message: str | None) -> dict[str, str | None] | None:
+def refused_field(
+    message: str | None, language: i18n.Language | None = None
+) -> dict[str, str | None] | None:
     """Split a refusal into the field that is to blame and the text for a person.
 
     Parameters
@@ -238,6 +258,8 @@ def refused_field(message: str | None) -> dict[str, str | None] | None:
     message : str or None
         ``FIELD: TEXT``, or any text; JupyterHub's ``HTTP 400: Bad Request (...)`` around it is
         taken off.
+    language : {"en", "ja"}, optional
+        Of the text; the current request's by default.
 
     Returns
     -------
@@ -250,8 +272,16 @@ def refused_field(message: str | None) -> dict[str, str | None] | None:
     text = wrapped[1] if wrapped else message
     field, colon, rest = text.partition(": ")
     if colon and field in FIELDS:
-        return {"field": field, "text": rest}
+        return {"field": field, "text": _in_words(rest, language)}
     return {"field": None, "text": text}
+
+
+def _in_words(refusal: str, language: i18n.Language | None) -> str:
+    for pattern, key in _REFUSALS:
+        found = pattern.fullmatch(refusal)
+        if found:
+            return i18n.translate(key, language, **found.groupdict())
+    return refusal
 
 
 def _preselect(
@@ -298,6 +328,9 @@ def _form_environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
+    environment.filters["memory"] = lambda gigabytes: (
+        f"{gigabytes:.0f}" if gigabytes >= 10 else _number(gigabytes)
+    )
     return environment
 
 
@@ -319,7 +352,11 @@ def _session_facts(spawner: Any) -> dict[str, Any]:
     session = spawner.page_session() if hasattr(spawner, "page_session") else {}
     receipts = spawner.page_receipts() if hasattr(spawner, "page_receipts") else []
     return {
-        "chosen": {name: options[name] for name in FIELDS if name in options},
+        "chosen": {
+            name: _number(float(options[name])) if name == "hours" else options[name]
+            for name in FIELDS
+            if name in options
+        },
         "ends_at": session.get("ends_at"),
         "receipts": receipts,
     }

@@ -24,8 +24,8 @@
 
   const formats = {
     date: { dateStyle: "long" },
-    time: { hour: "2-digit", minute: "2-digit" },
-    datetime: { dateStyle: "medium", timeStyle: "short" },
+    time: { hour: "2-digit", minute: "2-digit", hourCycle: "h23" },
+    datetime: { dateStyle: "medium", timeStyle: "short", hourCycle: "h23" },
   };
 
   const moment = (iso, format) => {
@@ -165,6 +165,7 @@
     if (!response?.ok) {
       alert.textContent = t(response?.status === 404 ? "js.receipt-missing" : "js.unreachable");
       alert.hidden = false;
+      byId("receipt-found").hidden = true;
       return;
     }
     const answer = await response.json();
@@ -294,7 +295,7 @@
         form
           .querySelector(`input[name="${name}"]:checked`)
           ?.closest(".choice")
-          .querySelector(".choice-title").textContent;
+          .querySelector(".choice-name").textContent;
       const line = (term, text) => {
         if (text) list.append(element("dt", term), element("dd", text));
       };
@@ -306,7 +307,7 @@
       const hours = Number(byId("hours").value);
       if (queue) size.push(gpus ? plural("js.gpus", gpus) : t("js.no-gpus"));
       if (hours > 0) size.push(plural("js.hours", hours));
-      line(form.querySelector("#field-size legend").textContent, size.join(", "));
+      line(form.querySelector("#field-size legend").textContent, size.join(language === "ja" ? "、" : ", "));
       const parts = [list];
       if (!problem("hours")) {
         const end = new Date(Date.now() + hours * 3600000);
@@ -399,7 +400,7 @@
 
     const more = (event) => {
       const parts = [];
-      if (event.reason) {
+      if (event.reason && event.reason !== "None") {
         const plain = words[`js.reason.${event.reason}`] ?? event.reason;
         parts.push(t("js.reason", { reason: plain }));
       }
@@ -407,7 +408,7 @@
         const when = event.starts_at ? new Date(event.starts_at) : null;
         parts.push(when ? t("js.estimated", { time: soon(when) }) : t("js.estimated-none"));
       }
-      return parts.join(" ");
+      return parts.join(" · ");
     };
 
     const status = (text) => {
@@ -453,7 +454,7 @@
         location.reload();
       } else if (event.failed) {
         source.close();
-        fail(event.message ?? "");
+        fail((event.message ?? "").replace(/^Spawn failed:? ?/, ""));
       }
     };
     mark();
