@@ -54,3 +54,19 @@ if [[ ! -e $stamp ]]; then
   rm -f .venv/.installed-*
   touch "$stamp"
 fi
+
+# What is built from the tree: rebuilt only where a source is newer.
+library=libexec/nodump.so
+if [[ ! -e $library || src/kakehashi/session/nodump.c -nt $library ]]; then
+  .venv/bin/python -m kakehashi.session.build_nodump "$library"
+fi
+widgets=extensions/kakehashi_widgets
+if [[ ! -e $widgets/static/.built ]] ||
+  [[ -n $(find "$widgets/js" -path "$widgets/js/node_modules" -prune -o -path "$widgets/js/build" \
+    -prune -o -type f -newer "$widgets/static/.built" -print -quit) ]]; then
+  echo "building the widgets"
+  PATH=$PWD/.venv/bin:$PATH
+  npm --prefix "$widgets/js" ci --no-audit --no-fund --loglevel=error
+  npm --prefix "$widgets/js" run --silent build
+  touch "$widgets/static/.built"
+fi
