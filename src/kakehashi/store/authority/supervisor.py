@@ -15,9 +15,11 @@ import resource
 import select
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+import traceback
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
 
@@ -94,6 +96,7 @@ def serve(config_path: Path) -> None:
     _check_runnable(account.pw_uid, account.pw_gid)
     with _sole(layout):
         (layout.run / "serve.pid").write_text(f"{os.getpid()}\n", encoding="ascii")
+        _no_connection_lives(layout, account.pw_name)
         try:
             if os.getpid() == 1:
                 # A container: this process is the first of a pid namespace already.
@@ -103,6 +106,21 @@ def serve(config_path: Path) -> None:
         finally:
             for name in ("serve.pid", "services.json", "ready", "sshd.pid"):
                 (layout.run / name).unlink(missing_ok=True)
+
+
+def _no_connection_lives(layout: Layout, account: str) -> None:
+    """Note in the book that whatever it takes for open is closed.
+
+    Never called inside the namespace: a change of credentials, even for a moment, makes the
+    kernel forget that the supervisor is to die with the process that started it.
+    """
+    with acting_as(account):
+        try:
+            book = Book(layout.book)
+            book.close_all(time.time())
+            book.close()
+        except sqlite3.Error as error:
+            raise StoreError(f"{layout.book}: cannot be written ({error})") from error
 
 
 class _Supervisor:
@@ -136,10 +154,6 @@ class _Supervisor:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         PRIVSEP.mkdir(mode=0o755, exist_ok=True)
         (self._layout.run / "sshd.pid").unlink(missing_ok=True)
-        with acting_as(self._account):
-            book = Book(self._layout.book)
-            book.close_all(time.time())
-            book.close()
         try:
             while not self._stop:
                 self._round()
@@ -342,10 +356,6 @@ class _Supervisor:
         with contextlib.suppress(ChildProcessError):
             while True:
                 os.wait()
-        with acting_as(self._account):
-            book = Book(self._layout.book)
-            book.close_all(time.time())
-            book.close()
 
 
 def _kill_tree(pid: int) -> None:
@@ -399,6 +409,8 @@ def _in_namespace(inner: Callable[[], None]) -> None:
             status = 0
         except KakehashiError as error:
             _warn(str(error))
+        except BaseException:
+            traceback.print_exc()
         finally:
             # Nothing of the parent's clean-up may run here.
             sys.stderr.flush()
