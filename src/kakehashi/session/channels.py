@@ -133,7 +133,8 @@ class Programs:
         account, folder = (grant.view_account, "/") if view else (grant.work_account, "/work")
         host = f"[{grant.address}]" if ":" in grant.address else grant.address
         options = [
-            f"ssh_command={' '.join(self._ssh_command(grant))}",
+            # A bare comma would end the option.
+            "ssh_command=" + " ".join(self._ssh_command(grant)).replace(",", "\\,"),
             f"uid={os.getuid()}",
             f"gid={os.getgid()}",
             "reconnect",

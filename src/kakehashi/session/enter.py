@@ -76,15 +76,11 @@ def _harden() -> None:
 
 
 def job_id(environment: Mapping[str, str]) -> str:
-    """Return the scheduler's name for this job.
-
-    Without a scheduler it is ``PID-STARTTIME`` of this process, as the site's agent names it.
-    """
-    for name in ("SLURM_JOB_ID", "PJM_JOBID"):
+    """Return the name that the scheduler, or else the site's agent, has for this job."""
+    for name in ("SLURM_JOB_ID", "PJM_JOBID", "KAKEHASHI_JOB"):
         if environment.get(name):
             return environment[name]
-    text = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace")
-    return f"{os.getpid()}-{text[text.rindex(')') + 2 :].split()[19]}"
+    return str(os.getpid())
 
 
 def _session(document: Document, handle: warden.WardenHandle) -> int:
@@ -103,7 +99,7 @@ def _session(document: Document, handle: warden.WardenHandle) -> int:
     key = keys.SigningKey()
     facts: dict[str, Any] = {
         "port": built.port,
-        "host": socket.gethostname(),
+        "host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
         "job": job_id(os.environ),
         "software": __version__,
         "checks": [one.to_json() for one in checks],

@@ -153,7 +153,6 @@ class Keeper:
             signal.signal(kind, lambda *_: None)
         signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
         os.set_blocking(self._complaints, False)
-        self._warden.control.settimeout(None)
 
         grant, auth = self._grant, self._files["auth"]
         channels.seal_programs(auth)

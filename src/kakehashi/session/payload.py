@@ -184,8 +184,10 @@ class World:
             if not self._is_there(path):
                 self._bind(path, self._root + path)
         self._bind(f"{self._base}/run", self._root + RUN, _SEALED)
-        self._link(f"{self._base}/points/store", self._root + STORE)
-        self._link(f"{self._base}/points/work", self._root + WORK)
+        for source, place in (("store", STORE), ("work", WORK)):
+            # Not looked at: nobody serves these mounts yet, and a look would wait for it.
+            Path(self._root + place).mkdir()
+            self._attach(f"{self._base}/points/{source}", self._root + place)
         Path(self._root, "mnt").mkdir()
         if self._read_only:
             syscalls.mount_attributes(self._root, _SHARED, recursive=False)
@@ -209,6 +211,9 @@ class World:
         elif not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
             place.touch()
+        self._attach(source, target)
+
+    def _attach(self, source: str, target: str) -> None:
         syscalls.mount(source, target, None, syscalls.MS_BIND | syscalls.MS_REC)
 
     def _programs(self) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # alone: no mount point needs to be made on the node's file system.
 BASE = "/dev/shm"  # noqa: S108 - covered, not used
 SENTINEL_S = 5.0
+PATIENCE_S = 30.0
 FUSE_MAX_READ = 1 << 20
 # In this order the descriptors come with the answer "built".
 DESCRIPTORS = ("auth", "run", "store_listener", "agent_listener", "store_fuse", "work_fuse")
@@ -75,18 +76,19 @@ class WardenHandle:
             Says which step the node refused.
         """
         self.send({"build": plan.to_json()})
-        self.control.settimeout(30)
-        data, descriptors, _, _ = socket.recv_fds(
-            self.control, MESSAGE_LIMIT, len(DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
-        )
+        with _patience(self.control):
+            data, descriptors, _, _ = socket.recv_fds(
+                self.control, MESSAGE_LIMIT, len(DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
+            )
         answer = _message(data)
         return Built(answer["built"], dict(zip(DESCRIPTORS, descriptors, strict=False)))
 
     def probe(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
         """Run the probe inside the payload's world; see :mod:`kakehashi.session.probe`."""
         self.send({"probe": facts})
-        self.control.settimeout(30)
-        results: list[dict[str, Any]] = self.receive()["probe"]
+        with _patience(self.control):
+            data = self.control.recv(MESSAGE_LIMIT)
+        results: list[dict[str, Any]] = _message(data)["probe"]
         return results
 
     def send(self, message: dict[str, Any]) -> None:
@@ -102,15 +104,20 @@ class WardenHandle:
         except OSError as error:
             raise SessionError(f"the session's warden has ended ({error.strerror})") from error
 
-    def receive(self) -> dict[str, Any]:
-        """Take the next message.
 
-        Raises
-        ------
-        SessionError
-            The warden reports an error, or has ended.
-        """
-        return _message(self.control.recv(MESSAGE_LIMIT))
+@contextlib.contextmanager
+def _patience(control: socket.socket) -> Iterator[None]:
+    """Wait for an answer, but not for ever."""
+    control.settimeout(PATIENCE_S)
+    try:
+        yield
+    except TimeoutError:
+        raise SessionError(
+            f"the payload's world did not answer within {PATIENCE_S:.0f} s; is a path of "
+            "node.read_only on a file system that hangs?"
+        ) from None
+    finally:
+        control.settimeout(None)
 
 
 def _message(data: bytes) -> dict[str, Any]:
