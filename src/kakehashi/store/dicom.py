@@ -9,6 +9,7 @@ import struct
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,6 +45,17 @@ PACKABLE = frozenset(
 )
 """SOP classes whose images are packed; all others are kept as they came."""
 
+_SERIES_UID = 0x0020000E
+# pydicom raises OSError, without a number, for a sequence that is cut.
+_PARSE_ERRORS = (
+    InvalidDicomError,
+    AttributeError,
+    EOFError,
+    NotImplementedError,
+    OSError,
+    ValueError,
+    struct.error,
+)
 _ITEM, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE0DD
 _UNDEFINED = 0xFFFFFFFF
 _LONG_FORM = frozenset({b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN"})
@@ -127,12 +139,22 @@ def tolerant() -> Iterator[None]:
 
 
 def read_head(path: Path) -> pydicom.Dataset | None:
-    """Return the attributes of a file up to its pixel data, None if it is not DICOM."""
-    try:
-        with tolerant():
-            return pydicom.dcmread(path, stop_before_pixels=True)
-    except (InvalidDicomError, EOFError, ValueError, struct.error, NotImplementedError):
-        return None
+    """Return the attributes of a file up to its pixel data, None if it is not DICOM.
+
+    Of a file that is damaged further down, only what says which series it belongs to.
+    """
+    for last in (PIXEL_DATA - 1, _SERIES_UID):
+        try:
+            with path.open("rb") as file, tolerant():
+                return read_partial(file, stop_when=partial(_after, last))
+        except _PARSE_ERRORS as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+    return None
+
+
+def _after(last: int, tag: int, _vr: str | None, _length: int) -> bool:
+    return tag > last
 
 
 def read_instance(path: Path) -> Instance:
@@ -147,7 +169,7 @@ def read_instance(path: Path) -> Instance:
     source = io.BytesIO(raw)
     try:
         with tolerant():
-            dataset = read_partial(source, stop_when=lambda tag, _vr, _length: tag == PIXEL_DATA)
+            dataset = read_partial(source, stop_when=partial(_after, PIXEL_DATA - 1))
             syntax = dataset.file_meta.TransferSyntaxUID
             implicit, little = dataset.original_encoding
             start = source.tell()
@@ -159,7 +181,7 @@ def read_instance(path: Path) -> Instance:
             header = raw[:start] + raw[end:]
             if end < len(raw):
                 dataset = pydicom.dcmread(io.BytesIO(header))
-    except (InvalidDicomError, EOFError, AttributeError, ValueError, struct.error) as error:
+    except _PARSE_ERRORS as error:
         raise PackError(f"not readable as DICOM: {error or type(error).__name__}") from error
     _check_length(dataset, end - start - len(element), encapsulated=syntax.is_encapsulated)
     return Instance(
@@ -214,14 +236,8 @@ def _check_length(dataset: pydicom.Dataset, length: int, *, encapsulated: bool) 
         raise PackError(f"truncated: {length} bytes of pixel data where {expected} are needed")
 
 
-def refusal(dataset: pydicom.Dataset) -> str | None:
-    """Say why an instance is not one to be packed, None if it is.
-
-    Parameters
-    ----------
-    dataset : pydicom.Dataset
-        The attributes, at least up to the pixel data.
-    """
+def foreign(dataset: pydicom.Dataset) -> str | None:
+    """Say why an object is no image of a kind that is packed, None if it is one."""
     sop_class = dataset.get("SOPClassUID")
     if sop_class not in PACKABLE:
         name = uid.UID(sop_class).name if sop_class else "an object without SOP Class UID"
@@ -229,6 +245,19 @@ def refusal(dataset: pydicom.Dataset) -> str | None:
     for name in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
         if not UID.fullmatch(str(dataset.get(name, ""))):
             return f"{name} is missing or not a valid UID"
+    return None
+
+
+def refusal(dataset: pydicom.Dataset) -> str | None:
+    """Say why an image is not one to be packed, None if it is.
+
+    Parameters
+    ----------
+    dataset : pydicom.Dataset
+        The attributes, at least up to the pixel data.
+    """
+    if reason := foreign(dataset):
+        return reason
     monochrome = str(dataset.get("PhotometricInterpretation", "")).startswith("MONOCHROME")
     bits = dataset.get("BitsAllocated")
     reasons = {

@@ -20,6 +20,7 @@ from kakehashi.store.catalogue import Catalogue, Kept, Series, SeriesFacts, now
 from kakehashi.store.dicom import (
     UID,
     Instance,
+    foreign,
     read_head,
     read_instance,
     references_of,
@@ -157,7 +158,7 @@ class _Run:
         paths = list(self._files(sources))
         for done, path in enumerate(paths, start=1):
             head = read_head(path)
-            reason = "not DICOM" if head is None else refusal(head)
+            reason = "not DICOM" if head is None else foreign(head)
             if head is None or reason is not None:
                 others.append((path, reason or ""))
             else:
@@ -222,7 +223,7 @@ class _Run:
         for kept in self._catalogue.kept_of_series(series):
             path = self._layout.absolute(kept.path)
             head = read_head(path) if path.is_file() else None
-            if head is not None and refusal(head) is None:
+            if head is not None and foreign(head) is None:
                 yield path
 
     def _enter(self, info: PackInfo, out: Path) -> None:
