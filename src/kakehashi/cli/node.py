@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
 from typing import Annotated
 
 import typer
@@ -16,12 +16,12 @@ from kakehashi.errors import ConfigError
 from kakehashi.session import check as checks
 from kakehashi.session.plan import Node
 
-app = typer.Typer(help="What concerns a compute node.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.callback()
 def node() -> None:
-    """What concerns a compute node."""
+    """Look after a compute node."""
 
 
 @app.command("check")
