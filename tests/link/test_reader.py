@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import socket
 import threading
 import time
@@ -459,6 +460,7 @@ def test_a_forked_child_gets_an_error_and_does_not_hang(
         file.read(0, 1)
         pid = os.fork()
         if pid == 0:
+            signal.alarm(20)  # should it hang after all, it does not stay
             code = 1
             try:
                 reader._blocks.clear()

@@ -213,7 +213,7 @@ class Pool:
     def _ring_some(self) -> None:
         """Wake as many channels as there is work for; the ones with the least to do first."""
         queued = len(self._urgent) + len(self._ahead)
-        for channel in sorted(self._channels, key=lambda c: (not c.connected, len(c.taken)))[
+        for channel in sorted(self._channels, key=lambda c: (len(c.taken), not c.connected))[
             :queued
         ]:
             if len(channel.taken) < self._depth:
