@@ -64,6 +64,8 @@ class Client:
         self.url = url
         self.name = name
         self.http = requests.Session()
+        # The environment's own bundle would win over the one given here.
+        self.http.trust_env = False
         self.http.verify = ca_file
         self._ca_file = ca_file
 

@@ -18,7 +18,6 @@ import shutil
 import signal
 import ssl
 import subprocess
-import sys
 import tempfile
 import threading
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ from tests.authority.real import Hub, RealStore, until
 from tests.link.stores import StoreFolder, random_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 SERIES = "1.2.826.0.1.3680043.2.1125.1"
@@ -165,7 +164,7 @@ class Portal:
             answer = self.authority.call("POST", "/v1/grants", request)
             if answer.status != 200:
                 return answer.status, answer.body
-            hub = {"address": "127.0.0.1", "port": self.hub_port}
+            hub = {"address": f"127.0.0.1:{self.hub_port}", "port": self.hub_port}
             return 200, {
                 "grant": answer.body,
                 "server": self.server,
@@ -193,14 +192,14 @@ class Portal:
 class Session:
     """One run of the wrapper."""
 
-    def __init__(self, world: World, portal: Portal, document: dict[str, Any]) -> None:
+    def __init__(
+        self, world: World, portal: Portal, document: dict[str, Any], argv: list[str]
+    ) -> None:
         self.world = world
         self.portal = portal
+        self.document = document
         self.id = document["session"]
         self.before = world.listing()
-        argv = world.person.command(
-            world.software.python, "-I", "-m", "kakehashi.session.enter", KAKEHASHI_JOB="7"
-        )
         self.process = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/"
         )
@@ -318,6 +317,7 @@ class World:
             "allow_unencrypted_swap": True,
             "allow_sshfs_view": False,
         }
+        node |= changes.pop("node", {})
         scheme = "https" if portal.certificate else "http"
         return {
             "session": created["session"],
@@ -328,6 +328,10 @@ class World:
             "node": node,
             "software": __version__,
         } | changes
+
+    def clear(self) -> None:
+        """Empty the work folder, so that a file there is of this session."""
+        shutil.rmtree(self.store.layout.root / "work/lung/work/alice", ignore_errors=True)
 
     def listing(self) -> dict[str, frozenset[str]]:
         """Return what belongs to the person in the places where a session could leave files."""
@@ -343,21 +347,30 @@ class World:
 
     @contextlib.contextmanager
     def session(
-        self, script: str, *, portal: dict[str, Any] | None = None, **changes: Any
+        self,
+        script: str,
+        *,
+        portal: dict[str, Any] | None = None,
+        run: Callable[[list[str]], list[str]] | None = None,
+        **changes: Any,
     ) -> Iterator[Session]:
-        """Run a session whose server is a Python script."""
+        """Run a session whose server is a Python script.
+
+        ``portal`` changes the portal, ``run`` the argument list, others the document.
+        """
+        portal = dict(portal or {})
         server = {
             "argv": [self.software.python, "-c", script],
             "environment": {"GIVEN": "by the hub", "HOME": "/not/this/one"},
             "files": {"server.key": "key of the server"},
-        }
-        with Portal(self.store.hub, server, **(portal or {})).serve() as served:
-            session = Session(self, served, self.document(served, **changes))
+        } | portal.pop("server", {})
+        argv = [self.software.python, "-I", "-m", "kakehashi.session.enter"]
+        as_person = self.person.command(*argv, KAKEHASHI_JOB="7")
+        self.clear()
+        with Portal(self.store.hub, server, **portal).serve() as served:
+            document = self.document(served, **changes)
+            session = Session(self, served, document, run(as_person) if run else as_person)
             try:
                 yield session
             finally:
                 session.kill()
-
-
-def as_root() -> bool:
-    return os.geteuid() == 0 and sys.platform == "linux"

@@ -22,6 +22,7 @@ _PREFIX = "/hub/api/kakehashi/"
 _ANSWER_LIMIT = 1 << 20
 _ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:-]{0,252}")
+_ENDPOINT = re.compile(r"(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9][A-Za-z0-9.-]{0,252}):[0-9]{1,5}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _KEY_LINE = re.compile(r"ssh-[a-z0-9-]+ [A-Za-z0-9+/]+=*")
 _TOO_MANY, _TIMEOUT = 429, 408
@@ -188,7 +189,7 @@ class HubClient:
                 argv=_texts(server["argv"]),
                 environment=_text_map(server["environment"]),
                 files=_text_map(server["files"]),
-                hub_address=_matching(hub["address"], _ADDRESS, "hub.address"),
+                hub_address=_matching(hub["address"], _ENDPOINT, "hub.address"),
                 hub_port=int(hub["port"]),
                 offline_max_s=float(value["offline_max_s"]),
             )

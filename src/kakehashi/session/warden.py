@@ -361,8 +361,13 @@ class _Warden:
                 raise
             return near
 
+        host, _, outside = hub["address"].rpartition(":")
+
         def to_hub() -> socket.socket:
-            return socket.create_connection((hub["address"], hub["port"]), timeout=10)
+            far = socket.create_connection((host.strip("[]"), int(outside)), timeout=10)
+            # The limit is for connecting; a quiet connection may stay.
+            far.settimeout(None)
+            return far
 
         inside = network.make(lambda: socket.create_server(("127.0.0.1", hub["port"])))
         Relay(self._port_listener, to_server).start()
@@ -384,12 +389,13 @@ class _Warden:
     def _leave(self) -> NoReturn:
         _, status = os.waitpid(self._middle, 0)
         code = os.waitstatus_to_exitcode(status)
+        # Said before the mounts go, so that their end is not taken for the cause.
+        with contextlib.suppress(OSError):
+            self._control.send(json.dumps({"ended": code}).encode())
         for name in ("work", "store"):
             # Detached here, the file systems end of themselves, what was written flushed.
             with contextlib.suppress(OSError):
                 syscalls.unmount(f"{BASE}/points/{name}")
-        with contextlib.suppress(OSError):
-            self._control.send(json.dumps({"ended": code}).encode())
         os._exit(0)
 
 
