@@ -214,6 +214,13 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
         task.add_done_callback(self._on_submitted)
         await asyncio.shield(self.submitted)
         self._save()
+        self.log.info(
+            "%s: session %s: job %s at %s",
+            self._log_name,
+            opened.session,
+            self.job_id,
+            options.site,
+        )
         self._tell("submitted", 10, "Your session is in the scheduler's hands")
         try:
             async with asyncio.timeout(chosen.site.start_timeout_s):
@@ -399,6 +406,7 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
         if outcome == "open":
             self._refused_connections = 0
             return True
+        self.log.warning("%s: the server does not answer its knock: %s", self._log_name, outcome)
         if outcome == "refused":
             self._refused_connections += 1
             return self._refused_connections < REFUSALS_BEFORE_DEAD
@@ -425,7 +433,9 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
                 ),
                 raise_error=False,
             )
-        except ConnectionRefusedError:
+        except (ConnectionRefusedError, ValueError):
+            # ValueError: tornado's word for a connection that the keeper closed before TLS
+            # began, because nobody listens behind it yet.
             return "refused"
         except (OSError, HttpStatusError):
             return "unreachable"
