@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import queue
+import select
 import selectors
 import signal
 import socket
@@ -235,7 +236,7 @@ class Keeper:
 
     # ------------------------------------------------------------------ the loop
 
-    def _on(self, descriptor: int, handler: Callable[[], None]) -> None:
+    def _on(self, descriptor: int, handler: Callable[[], object]) -> None:
         self._loop.register(descriptor, selectors.EVENT_READ, handler)
 
     def _off(self, descriptor: int) -> None:
@@ -347,6 +348,10 @@ class Keeper:
         return text[text.rindex(")") + 2 :].split()[1] == str(os.getpid())
 
     def _reap(self) -> None:
+        # What the warden has said comes first: it knows the cause, this only what followed.
+        while select.select([self._warden.control], [], [], 0)[0]:
+            if not self._on_warden():
+                break
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -445,7 +450,8 @@ class Keeper:
 
     # ------------------------------------------------------------------ the warden
 
-    def _on_warden(self) -> None:
+    def _on_warden(self) -> bool:
+        """Take one message; tell whether there may be more."""
         try:
             data = self._warden.control.recv(MESSAGE_LIMIT)
         except ConnectionError:
@@ -453,7 +459,7 @@ class Keeper:
         if not data:
             self._off(self._warden.control.fileno())
             self._end("the session's warden was killed", status=1)
-            return
+            return False
         message = json.loads(data)
         if "seen" in message:
             self._on_seen(message["seen"], message["problem"])
@@ -462,6 +468,7 @@ class Keeper:
             self._end(f"the server has ended with {code}", status=0 if code == 0 else 1)
         elif "error" in message:
             self._end(f"the server could not be started: {message['error']}", status=1)
+        return True
 
     def _on_seen(self, name: str, problem: str | None) -> None:
         if problem is None:
@@ -509,7 +516,6 @@ class Keeper:
                 os.kill(self._warden.pid, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self._warden.pid, 0)
-        self._warden.control.close()
 
     def _stop_programs(self) -> None:
         """End the programs; the file systems first get time to end of themselves."""
