@@ -142,3 +142,41 @@ class Server:
             thread.join(timeout=10)
         for end in self._sockets:
             end.close()
+
+
+class Broker:
+    """A unix socket on which each connection becomes one SFTP channel, as in a session."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.connections = 0
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                with connection:
+                    self.connections += 1
+                    self._processes.append(
+                        subprocess.Popen(
+                            [SFTP_SERVER, "-R"],
+                            stdin=connection.fileno(),
+                            stdout=connection.fileno(),
+                        )
+                    )
+
+    def close(self) -> None:
+        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join(timeout=10)
+        self._listener.close()
+        for process in self._processes:
+            process.kill()
+            process.wait(timeout=10)

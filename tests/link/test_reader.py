@@ -124,7 +124,7 @@ def test_reading_in_sequence_reads_ahead_and_reading_at_random_does_not(
     with reader_of(folder, server) as reader, reader.open(path) as file:
         for block in range(20):
             file.read(block * BLOCK, BLOCK)
-        until(lambda: reader.stats().blocks > 1 + 20 + 4)
+        until(lambda: reader.stats().blocks > 1 + 20 + 8)
 
 
 def test_a_block_in_the_cache_is_not_fetched_again(folder: StoreFolder, server: Server) -> None:

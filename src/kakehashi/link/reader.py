@@ -33,7 +33,10 @@ CACHE_BYTES = 64 << 20
 
 _CHANNELS = 3
 _DEPTH = 16
-_FIRST_AHEAD = 4
+_OUT_OF_ORDER = 4
+# One read, or a few side by side, is a slice or a box of a packed series, and what follows in the
+# file is of no use to it: only who has read on for longer is likely to go on.
+_RUN = 8
 _HASH_LISTS = 256
 _HASHES_AT_ONCE = 131072
 _LOOK_S = 0.2
@@ -301,8 +304,8 @@ class File:
         self._blocks = -(-entry.size // self._block_size)
         self._remote = remote_path(reader._manifest_path, entry.path)
         self._lock = threading.Lock()
-        self._expected = 0
-        self._in_sequence = 0
+        self._expected = -_OUT_OF_ORDER - 1
+        self._run = 0
         self._ahead_until = 0
 
     def __repr__(self) -> str:
@@ -374,19 +377,19 @@ class File:
         return Piece(self._remote, at, min(self._block_size, self.size - at), digest)
 
     def _plan(self, first: int, stop: int, window: int) -> range:
-        """Return the blocks to read ahead: none at first, more the longer it goes in sequence."""
+        """Return the blocks to read ahead: none at first, more the longer the run."""
         with self._lock:
             # Several threads that share a sequence come in slightly out of order.
-            if abs(first - self._expected) <= _FIRST_AHEAD:
-                self._in_sequence += stop > self._expected
+            if abs(first - self._expected) <= _OUT_OF_ORDER:
+                self._run += max(0, stop - self._expected)
                 self._expected = max(self._expected, stop)
             else:
-                self._in_sequence = 0
+                self._run = 0
                 self._expected = stop
                 self._ahead_until = 0
-            if self._in_sequence < 2:
+            if self._run < _RUN:
                 return range(0)
-            reach = min(window, _FIRST_AHEAD << min(self._in_sequence - 2, 16))
+            reach = min(window, self._run)
             begin = max(stop, self._ahead_until)
             if begin - stop > reach // 2:
                 return range(0)
