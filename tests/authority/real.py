@@ -7,7 +7,6 @@ import contextlib
 import grp
 import http.client
 import json
-import os
 import pwd
 import secrets
 import shutil
@@ -232,7 +231,7 @@ class Link:
         assert self.process.stdout
         self.process.stdin.write(SFTP_INIT)
         answer = self.process.stdout.read(5)
-        assert len(answer) == 5, (self.process.stderr and self.process.stderr.read())
+        assert len(answer) == 5, self.process.stderr and self.process.stderr.read()
         assert answer[4] == 2
         self.process.stdout.read(struct.unpack(">I", answer[:4])[0] - 1)
 
@@ -330,11 +329,20 @@ class RealStore:
             try:
                 assert self.process.wait(timeout=15) == 0, self.logs()
             finally:
-                self.process.kill()
-                self.process.wait()
-                assert self.process.stdout
-                self.process.stdout.close()
-                self.process = None
+                self.kill()
+
+    def kill(self) -> None:
+        """Kill the supervisor, and it alone."""
+        assert self.process
+        assert self.process.stdout
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+        self.process = None
+
+    def reload(self) -> None:
+        assert self.process
+        self.process.send_signal(signal.SIGHUP)
 
     def logs(self) -> str:
         texts = [(self.home / "serve.err").read_text()]
@@ -406,4 +414,3 @@ def _until_unlocked(arguments: list[str]) -> None:
         return result.returncode == 0
 
     until(done, seconds=30, what=" ".join(arguments))
-

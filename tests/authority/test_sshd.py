@@ -77,7 +77,9 @@ def test_nothing_but_sftp(store: RealStore) -> None:
         terminal = node.ssh(account, "-tt", data=b"id\n")
         assert b"PTY allocation request failed" in terminal.stderr
         assert b"uid=" not in terminal.stdout
-        forward = node.ssh(account, "-W", f"127.0.0.1:{store.http_port}", data=b"GET / HTTP/1.0\n\n")
+        forward = node.ssh(
+            account, "-W", f"127.0.0.1:{store.http_port}", data=b"GET / HTTP/1.0\n\n"
+        )
         assert b"administratively prohibited" in forward.stderr
         remote = node.ssh(account, "-N", "-o", "ExitOnForwardFailure=yes", "-R", "0:127.0.0.1:1")
         assert remote.returncode != 0

@@ -177,12 +177,13 @@ class Authority:
         with self._refusals(session.id, session.person, about):
             if request.ticket.sha256() != session.ticket_sha256:
                 raise RefusedError("ticket", "the ticket is not this session's")
-            self._check_replay(session, request.host, request.address)
-            if session.state == "ended":
-                raise _ended(session)
             now = self._clock()
-            if now >= session.ticket_expires_at:
-                raise RefusedError("ticket-expired", "the ticket's time is over; start anew")
+            if (
+                session.redeemed_at is not None
+                or session.state == "ended"
+                or now >= session.ticket_expires_at
+            ):
+                raise self._spent(session, request)
             self._check_software(request.software)
             project = self._permitted(session.project, session.groups, session.site)
             sources = self._sources(session.site, request.address)
@@ -191,7 +192,7 @@ class Authority:
             ends_at = int(min(now + session.hours * 3600, self._project_end(project)))
             with self._book.transaction():
                 expires_at = self._lease_end(now, ends_at)
-                if not self._book.redeem(
+                redeemed = self._book.redeem(
                     session.id,
                     now=now,
                     public_key=key.text,
@@ -201,31 +202,34 @@ class Authority:
                     job=request.job,
                     ends_at=ends_at,
                     lease_expires_at=expires_at,
-                ):
-                    raise RefusedError("ticket", "the ticket was spent meanwhile")
-                grant = self._sign(
-                    session,
-                    key,
-                    manifest=manifest,
-                    now=now,
-                    expires_at=expires_at,
-                    ends_at=ends_at,
-                    sources=sources,
                 )
-                self._audit.append(
-                    "session.granted",
-                    session=session.id,
-                    person=session.person,
-                    detail={
-                        **about,
-                        "address": request.address,
-                        "fingerprint": key.fingerprint,
-                        "serial": grant["serial"],
-                        "expires_at": grant["expires_at"],
-                        "ends_at": grant["ends_at"],
-                        "manifest": manifest,
-                    },
-                )
+                if redeemed:
+                    grant = self._sign(
+                        session,
+                        key,
+                        manifest=manifest,
+                        now=now,
+                        expires_at=expires_at,
+                        ends_at=ends_at,
+                        sources=sources,
+                    )
+                    self._audit.append(
+                        "session.granted",
+                        session=session.id,
+                        person=session.person,
+                        detail={
+                            **about,
+                            "address": request.address,
+                            "fingerprint": key.fingerprint,
+                            "serial": grant["serial"],
+                            "expires_at": grant["expires_at"],
+                            "ends_at": grant["ends_at"],
+                            "manifest": manifest,
+                        },
+                    )
+            if not redeemed:
+                # Somebody else was faster, between our look into the book and our turn.
+                raise self._spent(self._session(hub, session.id), request)
         return grant
 
     def renew(self, hub: str, session_id: str, message: str, signature: str) -> dict[str, Any]:
@@ -473,20 +477,23 @@ class Authority:
                 "same version on all of them",
             )
 
-    def _check_replay(self, session: Session, host: str, address: str | None) -> None:
+    def _spent(self, session: Session, request: GrantRequest) -> RefusedError:
+        """Say why a ticket is good no more; one that was redeemed before raises the alarm."""
         if session.redeemed_at is None:
-            return
+            if session.state == "ended":
+                return _ended(session)
+            return RefusedError("ticket-expired", "the ticket's time is over; start anew")
         with self._book.transaction():
             self._book.count_replay(session.id)
             self._audit.append(
                 "ticket.replayed",
                 session=session.id,
                 person=session.person,
-                detail={"alarm": True, "host": host, "address": address},
+                detail={"alarm": True, "host": request.host, "address": request.address},
             )
             self._end(session, "replayed")
         self._revise_receipt(session)
-        raise RefusedError(
+        return RefusedError(
             "replayed", "the ticket was used before: the session is ended and an alarm written"
         )
 

@@ -23,6 +23,11 @@ def _printable(text: str) -> str:
     return text
 
 
+def _lines(text: str) -> str:
+    _printable(text.replace("\n", " ").replace("\t", " "))
+    return text
+
+
 def _address(text: str) -> str:
     address = ipaddress.ip_address(text)
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
@@ -45,7 +50,7 @@ def _small(value: dict[str, Any]) -> dict[str, Any]:
 
 def _check_texts(value: object) -> None:
     if isinstance(value, str):
-        _printable(value)
+        _lines(value)
     elif isinstance(value, dict):
         for key, inner in value.items():
             _printable(key)
@@ -58,7 +63,7 @@ def _check_texts(value: object) -> None:
 SessionId = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 Person = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]
 Line = Annotated[str, Field(max_length=255), AfterValidator(_printable)]
-Text = Annotated[str, Field(max_length=2000), AfterValidator(_printable)]
+Text = Annotated[str, Field(max_length=2000), AfterValidator(_lines)]
 Groups = Annotated[frozenset[Line], Field(max_length=1000)]
 Detail = Annotated[dict[str, Any], AfterValidator(_small)]
 Ticket = Annotated[Secret, PlainValidator(_secret)]
@@ -113,7 +118,7 @@ class LeaseRequest(_Request):
 class Item(_Request):
     """One thing that a witness looked for."""
 
-    item: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9 ._/:-]{0,79}$")]
+    item: Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]
     result: Literal["gone", "left", "seen", "unknown"]
     detail: Text = ""
 

@@ -131,6 +131,7 @@ def initialise(config: Config) -> list[str]:
         accounts.view(project)
         accounts.work(project)
 
+    _check_path(layout.root)
     ensure_group(accounts.view_group)
     ensure_group(accounts.work_group)
     ensure_group(accounts.authority)
@@ -144,7 +145,6 @@ def initialise(config: Config) -> list[str]:
     _folders(layout, accounts.authority)
     for project in projects:
         _project(layout, accounts, project)
-    _check_path(layout.root)
 
     with acting_as(accounts.authority):
         Keys.create(layout.keys)
@@ -216,7 +216,10 @@ def _own(path: Path, user: str, group: str, mode: int) -> None:
 
 
 def _check_path(root: Path) -> None:
+    """Refuse a root that sshd or the store's accounts could not use, before making anything."""
     for folder in (root, *root.parents):
+        if not folder.exists():
+            continue
         status = folder.stat()
         if status.st_uid != 0 or stat.S_IMODE(status.st_mode) & 0o022:
             raise ConfigError(
