@@ -308,7 +308,8 @@ class World:
         self.folder.add(SERIES, self.content, modality="CT")
 
     def document(self, portal: Portal, **changes: Any) -> dict[str, Any]:
-        created = self.store.hub.create().ok()
+        hours = changes.pop("hours", 1)
+        created = self.store.hub.create(hours=hours).ok()
         node = {
             "software": str(self.software.root),
             "read_only": [],

@@ -32,13 +32,14 @@ from kakehashi.session.payload import MESSAGE_LIMIT
 from kakehashi.session.watch import News, Renewer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from kakehashi.session.hubclient import Enrolment, Grant, HubClient
     from kakehashi.session.plan import Document
     from kakehashi.session.warden import Built, WardenHandle
 
 MOUNT_PATIENCE_S = 60.0
+ABORT_PATIENCE_S = 2.0
 END_PATIENCE_S = 10.0
 FLUSH_PATIENCE_S = 3.0
 # Said this long before the end that is known beforehand.
@@ -120,7 +121,7 @@ class Keeper:
         self._view_ready = False
         self._running = False
         self._ending: Ending | None = None
-        self._warden_gone = False
+        self._warden_gone = self._warden_lost = False
         self._state = ("live", "")
         self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
         self._renewer = Renewer(hub, key, self._grant, enrolment.offline_max_s, self._tell)
@@ -457,6 +458,7 @@ class Keeper:
         except ConnectionError:
             data = b""
         if not data:
+            self._warden_lost = True
             self._off(self._warden.control.fileno())
             self._end("the session's warden was killed", status=1)
             return False
@@ -504,11 +506,16 @@ class Keeper:
         return ending.status
 
     def _stop_warden(self, ending: Ending) -> None:
-        deadline = time.monotonic() + ending.grace_s + END_PATIENCE_S
         with contextlib.suppress(KakehashiError):
             self._warden.send({"stop": ending.grace_s})
+        abort = time.monotonic() + ending.grace_s + ABORT_PATIENCE_S
+        deadline = abort + END_PATIENCE_S
         while not self._warden_gone and time.monotonic() < deadline:
-            self._turn(0.2)
+            if self._warden_lost or time.monotonic() > abort:
+                # Who waits for an answer of a file system that hangs cannot even be killed;
+                # the end of its program is an answer.
+                self._kill(self._mounters)
+            self._turn(0.1)
             self._reap()
         if not self._warden_gone:
             # The kernel ends what is in its namespaces with it.
@@ -524,13 +531,16 @@ class Keeper:
             self._turn(0.05)
             self._reap()
         while left := leave.descendants(os.getpid()):
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            self._kill(left)
             self._turn(0.01)
             self._reap()
             if time.monotonic() > deadline + FLUSH_PATIENCE_S:
                 return
+
+    def _kill(self, pids: Iterable[int]) -> None:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def _report(self, items: list[dict[str, str]]) -> None:
         for attempt in range(REPORT_TRIES):
