@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import NoReturn
 
 from jupyter_server.auth.decorator import authorized
-from jupyter_server.base.handlers import JupyterHandler
+from jupyter_server.base.handlers import APIHandler, JupyterHandler
 from tornado import web
 
 _MESSAGE = (
@@ -35,3 +35,15 @@ class ClosedHandler(JupyterHandler):
         self.set_header("Content-Type", "application/json")
         self.set_header("Cache-Control", "no-store")
         self.finish(json.dumps({"message": _MESSAGE if status_code == 403 else self._reason}))
+
+
+class NoFormatsHandler(APIHandler):
+    """The formats that notebooks can be exported to: none, said so that the lab understands it."""
+
+    auth_resource = "nbconvert"
+
+    @web.authenticated
+    @authorized
+    def get(self) -> None:
+        """Answer an empty list."""
+        self.finish({})

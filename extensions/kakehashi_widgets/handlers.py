@@ -25,11 +25,13 @@ from kakehashi.errors import (
     SessionError,
 )
 from kakehashi.link import Session
+from kakehashi.link.manifest import NotInManifestError
 from kakehashi_widgets.planes import OutOfRangeError, read_plane
-from kakehashi_widgets.shelf import Shelf, UnknownSeriesError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from kakehashi_widgets.shelf import Shelf
 
 _Result = TypeVar("_Result")
 
@@ -47,7 +49,7 @@ def _refusal(error: Exception) -> _RefusalError:
         return error
     status, words = HTTPStatus.BAD_GATEWAY, "{}"
     match error:
-        case UnknownSeriesError() | SessionError():
+        case NotInManifestError() | SessionError():
             status = HTTPStatus.NOT_FOUND
         case OutOfRangeError():
             status = HTTPStatus.BAD_REQUEST
@@ -168,7 +170,7 @@ class SliceHandler(_Handler):
         )
 
     def _read(self, uid: str, axis: str, index: int, level: int) -> bytes:
-        plane = read_plane(self.shelf.pack(uid), axis, index, level)
+        plane = read_plane(self.shelf.series(uid).pack, axis, index, level)
         rows, columns = plane.shape
         self.set_header("X-Kakehashi-Shape", f"{rows},{columns}")
         self.set_header("X-Kakehashi-Dtype", plane.dtype.name)

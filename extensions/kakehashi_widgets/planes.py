@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kakehashi.errors import StoreError
 from kakehashi.imaging.ozip import LEVELS
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def read_plane(
     ------
     OutOfRangeError
         No such axis, index or level; the message says which there are.
+    StoreError
+        The pack's data cannot be decoded.
     """
     if axis not in AXES:
         raise OutOfRangeError(f"axis {axis!r} is not one of {', '.join(AXES)}")
@@ -66,7 +69,13 @@ def read_plane(
         )
     selection: list[Any] = [slice(None)] * 3
     selection[fixed] = index
-    stored = np.asarray(array[tuple(selection)])
+    try:
+        stored = np.asarray(array[tuple(selection)])
+    except (ValueError, RuntimeError) as error:
+        raise StoreError(
+            f"the series {pack.series} is damaged, as it was packed: {error}; "
+            "tell the store's operators"
+        ) from error
     slices = [index] if axis == "z" else range(array.shape[0])
     factors = [pack.rescale.of_slice(k * 2**level) for k in slices]
     slope = np.array([factor[0] for factor in factors])[:, np.newaxis]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from jupyter_server.utils import url_path_join
 
-from kakehashi_widgets.closed import ClosedHandler
+from kakehashi_widgets.closed import ClosedHandler, NoFormatsHandler
 from kakehashi_widgets.handlers import CohortHandler, SeriesHandler, SessionHandler, SliceHandler
 from kakehashi_widgets.shelf import Shelf
 
@@ -25,9 +25,10 @@ _ROUTES = [
     (r"kakehashi/session", SessionHandler),
     (rf"kakehashi/series/{_UID}", SeriesHandler),
     (rf"kakehashi/series/{_UID}/slice/([^/]+)/([^/]+)", SliceHandler),
+    (r"api/nbconvert", NoFormatsHandler),
 ]
 # Jupyter's own ways to hand a file out: raw files, and notebooks turned into other formats.
-_CLOSED = [r"files(?:/.*)?", r"view(?:/.*)?", r"nbconvert(?:/.*)?", r"api/nbconvert"]
+_CLOSED = [r"files(?:/.*)?", r"view(?:/.*)?", r"nbconvert(?:/.*)?"]
 
 
 def link(app: ServerApp) -> None:

@@ -2,85 +2,64 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from kakehashi.errors import KakehashiError
-from kakehashi.imaging.ozip import open_pack
-from kakehashi.link import Reader, Session
+from kakehashi.link import Store
 from kakehashi_widgets.planes import window_hint
 
 if TYPE_CHECKING:
-    from kakehashi.imaging.ozip import Pack
+    from kakehashi.link import Series
 
-# An open pack is a directory and a few descriptions; its blocks are in the reader's own cache.
-_OPEN_PACKS = 16
+# An open series is a directory and a few descriptions; its blocks are in the store's own cache.
+_OPEN_SERIES = 16
 # A person looks at one plane at a time; more threads would only queue at the link.
 _THREADS = 4
 
 
-class UnknownSeriesError(KakehashiError):
-    """A series that the session's cohort does not hold."""
-
-
 class Shelf:
-    """Opens the link when it is first needed, and keeps the packs used last.
+    """Opens the store when it is first needed, and keeps the series used last.
 
-    All methods but the constructor may wait for the link: call them in :attr:`threads`.
+    All methods may wait for the link: call them in :attr:`threads`. Errors are those of
+    :class:`kakehashi.Store`.
+
+    Attributes
+    ----------
+    threads : ThreadPoolExecutor
+        Where reads run, off the server's event loop.
     """
 
     def __init__(self) -> None:
         self.threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="kakehashi-planes")
         self._lock = threading.Lock()
         self._opening = threading.Lock()
-        self._reader: Reader | None = None
-        self._packs: OrderedDict[str, Pack] = OrderedDict()
+        self._store: Store | None = None
+        self._open: OrderedDict[str, Series] = OrderedDict()
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the cohort's rows, as the manifest has them, each with its ``uid``.
+        """Return the cohort's rows, as the manifest has them, each with its ``uid``."""
+        return self._get_store().table()
+
+    def series(self, uid: str) -> Series:
+        """Return a series of the cohort, opened once.
 
         Raises
         ------
-        SessionError
-            This is not inside a session.
-        LinkError
-            The manifest cannot be read, or is not the one that was granted.
-        """
-        return [
-            {**entry.series, "uid": entry.uid}
-            for entry in self._open_reader().manifest.files.values()
-        ]
-
-    def pack(self, uid: str) -> Pack:
-        """Return an open pack.
-
-        Raises
-        ------
-        UnknownSeriesError
+        NotInManifestError
             The cohort has no such series.
-        LinkError, StoreError
-            The pack cannot be read, or is not one.
         """
         with self._lock:
-            if uid in self._packs:
-                self._packs.move_to_end(uid)
-                return self._packs[uid]
-        reader = self._open_reader()
-        path = f"series/{uid}.ozx"
-        if path not in reader.manifest.files:
-            raise UnknownSeriesError(
-                f"the series {uid} is not in this session's cohort; choose one of the cohort table"
-            )
-        # Two requests may open the same pack at once; that costs a read and does no harm.
-        pack = open_pack(reader.open(path))
+            if uid in self._open:
+                self._open.move_to_end(uid)
+                return self._open[uid]
+        series = self._get_store().series(uid)
         with self._lock:
-            self._packs[uid] = pack
-            while len(self._packs) > _OPEN_PACKS:
-                self._packs.popitem(last=False)
-        return pack
+            kept = self._open.setdefault(uid, series)
+            while len(self._open) > _OPEN_SERIES:
+                self._open.popitem(last=False)
+        return kept
 
     def describe(self, uid: str) -> dict[str, Any]:
         """Return what a viewer must know of a series.
@@ -93,12 +72,12 @@ class Shelf:
             ``unit`` of the values, ``rescale`` as in the pack, ``window`` (width and level to
             begin with).
         """
-        pack = self.pack(uid)
-        row = self._open_reader().manifest.files[f"series/{uid}.ozx"].series
+        series = self.series(uid)
+        pack = series.pack
         return {
             "uid": uid,
             "modality": pack.modality,
-            "description": str(row.get("description") or ""),
+            "description": series.description,
             "shape": list(pack.shape),
             "spacing_mm": list(pack.spacing_mm),
             "affine_lps": pack.affine_lps.tolist(),
@@ -107,23 +86,8 @@ class Shelf:
             "window": window_hint(pack),
         }
 
-    def _open_reader(self) -> Reader:
+    def _get_store(self) -> Store:
         with self._opening:
-            if self._reader is None:
-                session = Session.current()
-
-                def connect() -> socket.socket:
-                    channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                    try:
-                        channel.connect(str(session.socket))
-                    except BaseException:
-                        channel.close()
-                        raise
-                    return channel
-
-                self._reader = Reader.connect(
-                    connect,
-                    manifest_path=session.manifest.path,
-                    sha256=session.manifest.sha256,
-                )
-            return self._reader
+            if self._store is None:
+                self._store = Store()
+            return self._store

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import base64
 import contextlib
 import json
 import time
@@ -17,7 +18,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request,
 
 from tests.widgets.lab import TOKEN, Lab
 
-PATIENCE_S = 60
+PATIENCE_S = 30
 
 _RUNNING = """() => {
   const widget = window.jupyterapp?.shell?.currentWidget;
@@ -36,7 +37,11 @@ _EVALUATE = """async expression => {
 _PIXELS = """canvas => {
   const {data, width, height} = canvas.getContext('2d').getImageData(
     0, 0, canvas.width, canvas.height);
-  return {width, height, data: Array.from(data)};
+  let text = '';
+  for (let at = 0; at < data.length; at += 32768) {
+    text += String.fromCharCode(...data.subarray(at, at + 32768));
+  }
+  return {width, height, data: btoa(text)};
 }"""
 
 
@@ -80,7 +85,9 @@ class Notebook:
 def pixels(canvas: Locator) -> np.ndarray:
     """The canvas read back: (rows, columns, 4) bytes."""
     image = canvas.evaluate(_PIXELS)
-    return np.array(image["data"], np.uint8).reshape(image["height"], image["width"], 4)
+    return np.frombuffer(base64.b64decode(image["data"]), np.uint8).reshape(
+        image["height"], image["width"], 4
+    )
 
 
 def windowed(plane: np.ndarray, window: float, level: float) -> np.ndarray:

@@ -33,7 +33,6 @@ def notebook(lab: Lab) -> Iterator[Path]:
         "view/table.csv",
         f"nbconvert/html/{NOTEBOOK}",
         f"nbconvert/script/{NOTEBOOK}?download=true",
-        "api/nbconvert",
         f"notebooks/../files/{NOTEBOOK}",
         f"/files/{NOTEBOOK}",
         f"files//{NOTEBOOK}",
@@ -51,6 +50,10 @@ def test_the_refusal_says_why(lab: Lab, notebook: Path) -> None:
     answer = lab.get(f"files/{NOTEBOOK}?download=1")
     assert answer.status_code == 403
     assert "reviewed export" in answer.json()["message"]
+
+
+def test_no_export_format_is_offered(lab: Lab) -> None:
+    assert lab.get("api/nbconvert").json() == {}
 
 
 def test_a_notebook_cannot_be_posted_for_conversion(lab: Lab, notebook: Path) -> None:
@@ -79,6 +82,7 @@ def test_a_stock_server_does_hand_them_out(
     with jupyterlab(lab.session, tmp_path_factory.mktemp("stock"), stock) as other:
         assert other.get(f"files/{NOTEBOOK}?download=1").status_code == 200
         assert other.get("files/table.csv").text == "a,b\n1,2\n"
+        assert "html" in other.get("api/nbconvert").json()
         assert other.get(f"nbconvert/script/{NOTEBOOK}").status_code == 200
 
 

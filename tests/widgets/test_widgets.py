@@ -84,13 +84,12 @@ def test_the_canvas_shows_the_windowed_slice(notebook: Open, shore: Shore, name:
     assert int(number(root, "index")) == volume.shape[0] // 2
     assert_shows(root, volume)
 
-    first = number(root, "index"), number(root, "window")
-    book.kernel("[setattr(viewer, 'index', 1), setattr(viewer, 'window', 333.5)]")
-    book.wait_state(root, state="ready", index=1, window=333.5)
+    width, other = number(root, "window") / 2 + 0.5, volume.shape[0] // 2 - 1
+    book.kernel(f"[setattr(viewer, 'index', {other}), setattr(viewer, 'window', {width})]")
+    book.wait_state(root, state="ready", index=other, window=width)
     assert_shows(root, volume)
-    assert (number(root, "index"), number(root, "window")) != first
     # The control: the neighbouring slice is another picture.
-    assert (volume[0] != volume[1]).any()
+    assert (volume[other] != volume[other + 1]).any()
 
 
 def test_wheel_keys_and_slider_change_the_slice_in_the_kernel(notebook: Open, shore: Shore) -> None:
@@ -142,10 +141,12 @@ def test_presets_drag_and_numbers_change_the_window(notebook: Open, shore: Shore
     book.page.mouse.down()
     book.page.mouse.move(centre[0] + 60, centre[1] + 40, steps=5)
     book.page.mouse.up()
-    window, level = book.wait_kernel(
-        "[viewer.window, viewer.level]", lambda pair: pair[0] > 1800 and pair[1] < 400
+    book.wait_kernel(
+        "[viewer.window, viewer.level]",
+        lambda pair: pair == [number(root, "window"), number(root, "level")],
     )
-    book.wait_state(root, state="ready", window=f"{window:g}", level=f"{level:g}")
+    assert number(root, "window") > 1800
+    assert number(root, "level") < 400
     assert_shows(root, volume)
 
     root.get_by_label("Width").fill("250")
@@ -319,7 +320,7 @@ def test_the_clock_is_calm_while_there_is_time(notebook: Open) -> None:
     book = notebook("clock = SessionClock(); clock")
     clock = book.page.locator(".jp-OutputArea .kkh-clock")
     book.wait_state(clock, state="live")
-    assert clock.get_by_role("alert").inner_text() == ""
+    assert clock.locator(".kkh-note").text_content() == ""
 
 
 def test_labels_in_japanese(notebook: Open, shore: Shore) -> None:
@@ -345,7 +346,7 @@ def test_the_lab_offers_no_download_or_export(notebook: Open) -> None:
         "notebook:export-to-format",
     ]
     there = "id => jupyterapp.commands.hasCommand(id)"
-    assert [id for id in commands if book.page.evaluate(there, id)] == []
+    assert [name for name in commands if book.page.evaluate(there, name)] == []
     # The control: the names are looked up where the lab keeps its commands.
     assert book.page.evaluate(there, "docmanager:save")
     book.page.evaluate("async () => await jupyterapp.commands.execute('docmanager:save')")

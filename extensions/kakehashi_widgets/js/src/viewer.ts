@@ -171,8 +171,10 @@ class Viewer {
       { signal },
     );
     this.slider.addEventListener("input", () => this.go(this.slider.valueAsNumber), { signal });
-    this.width.addEventListener("change", () => this.typed(), { signal });
-    this.level.addEventListener("change", () => this.typed(), { signal });
+    for (const input of [this.width, this.level]) {
+      input.addEventListener("change", () => this.typed(), { signal });
+      input.addEventListener("keydown", ({ key }) => key === "Enter" && this.typed(), { signal });
+    }
     const resized = new ResizeObserver(() => this.place());
     resized.observe(this.stage);
     signal.addEventListener("abort", () => resized.disconnect());
