@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,3 +24,12 @@ def server() -> Iterator[Server]:
     server = Server()
     yield server
     server.close()
+
+
+@pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """A folder that every account can enter and only root can change, as are those above it."""
+    path = Path(tempfile.mkdtemp(prefix="kakehashi-link-", dir="/run"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)

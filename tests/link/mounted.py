@@ -82,12 +82,13 @@ class MountedView:
         self.process = subprocess.Popen(
             [
                 *prefix,
-                *(sys.executable, "-m", "kakehashi.link.view"),
+                *(sys.executable, "-I", "-m", "kakehashi.link.view"),
                 *("--fuse-fd", str(descriptors[0]), "--channel-fd", str(far.fileno())),
                 *("--manifest-sha256", sha256, "--manifest-path", manifest_path),
                 *("--uid", "0", "--gid", "0"),
             ],
             pass_fds=[descriptors[0], far.fileno()],
+            env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
         )
         far.close()
         os.close(descriptors[0])

@@ -118,27 +118,34 @@ def test_nothing_can_be_written(folder: StoreFolder, server: Server) -> None:
         assert file.read_bytes() == b"data"
 
 
-def test_another_account_reads_nothing(folder: StoreFolder, server: Server) -> None:
+def test_another_account_reads_nothing(public_folder: Path, server: Server) -> None:
+    folder = StoreFolder(public_folder / "store")
     path = folder.add("1.2.3", b"data")
+    (public_folder / "beside").write_bytes(b"for all")
     with view_of(folder, server) as view:
         view.ready()
-        inside = folder.root.parent / "mnt" / path
+        mountpoint = public_folder / "mnt"
+        nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 
-        def read_as(*change: str) -> subprocess.CompletedProcess[str]:
+        def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
             return subprocess.run(
-                ["nsenter", "-t", str(view.holder_pid), "-m", *change, "cat", str(inside)],
+                ["nsenter", "-t", str(view.holder_pid), "-m", *command],
                 capture_output=True,
                 text=True,
                 check=False,
             )
 
-        assert read_as().stdout == "data"
-        # The folders above are the test's own, and closed as well: only inside counts.
-        for parent in inside.parents[3:6]:
-            parent.chmod(0o755)
-        refused = read_as("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
-        assert refused.returncode != 0
-        assert "Permission denied" in refused.stderr
+        assert run("cat", mountpoint / path).stdout == "data"
+        assert run(*nobody, "cat", public_folder / "beside").stdout == "for all"
+        for command in (
+            ("cat", mountpoint / path),
+            ("ls", mountpoint),
+            ("ls", mountpoint / "series"),
+            ("cat", mountpoint / "manifest.json"),
+        ):
+            refused = run(*nobody, *command)
+            assert refused.returncode != 0
+            assert "Permission denied" in refused.stderr
 
 
 def test_a_block_that_cannot_be_verified_is_an_error(folder: StoreFolder, server: Server) -> None:
