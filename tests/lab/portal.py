@@ -167,6 +167,13 @@ class Portal:
         )
 
 
+def configuration(portal: Portal, host: Host) -> str:
+    """Return a host's ``kakehashi.toml``: the parts of every role that it has."""
+    return (portal.login_toml() if host == portal.login.host else "") + (
+        portal.store_toml() if host == portal.store.host else ""
+    )
+
+
 def site_accounts() -> dict[str, str]:
     """Return the map of a site: person to own local account."""
     return {person.name: person.account for person in PEOPLE if person.account is not None}
@@ -240,7 +247,7 @@ def await_line(
 def start_store(portal: Portal) -> None:
     """Set the store up with the sample data, and start its services."""
     host = portal.store.host
-    host.write(CONFIG, portal.store_toml())
+    host.write(CONFIG, configuration(portal, host))
     if portal.tls:
         leaf = portal.ca.leaf([portal.store.address])
         host.write("/etc/kakehashi/authority.key", leaf.key, mode=0o600)
@@ -289,7 +296,7 @@ def start_login(portal: Portal) -> None:
               "/usr/sbin/nologin", "kakehashi-hub"])  # fmt: skip
     host.run(["install", "-d", "-o", "kakehashi-hub", "-g", "kakehashi-hub", "-m", "700",
               "/var/lib/kakehashi", "/var/lib/kakehashi/hub"])  # fmt: skip
-    host.write(CONFIG, portal.login_toml())
+    host.write(CONFIG, configuration(portal, host))
     if portal.tls:
         leaf = portal.ca.leaf([portal.login.address])
         host.write("/etc/kakehashi/portal.key", leaf.key, mode=0o600)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import socket
 import sys
 from pathlib import Path
@@ -59,7 +58,7 @@ def main() -> int:
 def _harden() -> None:
     """Close this process to others before it reads a secret."""
     # Both are inherited, and the filter's file is out of reach for a process not dumpable.
-    resource.setrlimit(resource.RLIMIT_CORE, (payload.CORE_LIMIT, payload.CORE_LIMIT))
+    payload.limit_core_dumps()
     Path("/proc/self/coredump_filter").write_text("0", encoding="ascii")
     syscalls.set_dumpable(dumpable=False)
     os.umask(0o077)

@@ -333,10 +333,17 @@ class World:
                 self._bind(f"/sys/{name}", f"{self._root}/sys/{name}", _SEALED)
 
 
+def limit_core_dumps() -> None:
+    """Set the limit that stops core dumps, or the lower one that this process came with."""
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    limit = CORE_LIMIT if most == resource.RLIM_INFINITY else min(CORE_LIMIT, most)
+    resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
+
+
 def confine(plan: Plan) -> None:
     """Give up, for this process and all that come from it, what a payload must not have."""
     if "core" not in plan.without:
-        resource.setrlimit(resource.RLIMIT_CORE, (CORE_LIMIT, CORE_LIMIT))
+        limit_core_dumps()
     syscalls.new_session_keyring()
     if "capabilities" not in plan.without:
         syscalls.drop_capabilities()
