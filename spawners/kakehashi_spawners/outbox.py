@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from typing import TYPE_CHECKING
+
+from tornado.log import app_log
 
 from kakehashi.errors import RefusedError, SiteError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-LOG = logging.getLogger("kakehashi.hub")
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 # At some hundred bytes each; a store that is away for that many events needs a person.
@@ -41,7 +41,7 @@ class Outbox:
             Makes a new awaitable each time.
         """
         if len(self._calls) >= LONGEST:
-            LOG.error("the outbox to the store is full; dropped: %s", what)
+            app_log.error("the outbox to the store is full; dropped: %s", what)
             return
         self._calls.append((what, call))
         if self._worker is None or self._worker.done():
@@ -54,14 +54,14 @@ class Outbox:
             try:
                 await call()
             except (StoreError, SiteError) as error:
-                LOG.warning("%s: %s; trying again in %.1f s", what, error, pause)
+                app_log.warning("%s: %s; trying again in %.1f s", what, error, pause)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
                 continue
             except RefusedError as error:
-                LOG.warning("%s: refused (%s): %s", what, error.code, error)
+                app_log.warning("%s: refused (%s): %s", what, error.code, error)
             except Exception:
                 # One broken call must not keep all the later ones from being made.
-                LOG.exception("%s: failed", what)
+                app_log.exception("%s: failed", what)
             pause = FIRST_PAUSE_S
             self._calls.popleft()

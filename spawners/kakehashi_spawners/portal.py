@@ -7,13 +7,14 @@ not travel through traitlets: :func:`install` puts the one portal of the process
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tornado.log import app_log
 
 from kakehashi import __version__
 from kakehashi.errors import ConfigError, RefusedError, SiteError
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from kakehashi_spawners.sites import SiteClient
     from kakehashi_spawners.spawner import KakehashiSpawner
 
-LOG = logging.getLogger("kakehashi.hub")
 LIVE_S = 5.0
 RECEIPTS_SHOWN = 20
 
@@ -91,7 +91,7 @@ class Portal:
         """
         kept = {key: _clean(value) for key, value in detail.items()}
         person = None if person is None else _line(person, 128) or None
-        LOG.info("audit %s: %s %s", kind, person, kept)
+        app_log.info("audit %s: %s %s", kind, person, kept)
         self.outbox.add(f"audit record {kind!r}", lambda: self.authority.audit(kind, person, kept))
 
     async def check_store(self) -> None:
@@ -130,7 +130,7 @@ class Portal:
                 try:
                     known.queues = await self.sites[site].resources()
                 except (SiteError, RefusedError) as error:
-                    LOG.warning("%s: free GPUs are not known: %s", site, error)
+                    app_log.warning("%s: free GPUs are not known: %s", site, error)
                     known.queues = ()
                 known.asked_at = time.monotonic()
         return known.queues

@@ -16,7 +16,7 @@ from tornado.httpclient import HTTPError as HttpStatusError
 from tornado.httpclient import HTTPRequest
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 from tornado.web import HTTPError
-from traitlets import Float, Integer
+from traitlets import Float, Integer, default
 
 from kakehashi.errors import KakehashiError, RefusedError, SessionError, SiteError, StoreError
 from kakehashi.site.job import JobState
@@ -25,7 +25,7 @@ from kakehashi_spawners.options import OptionsError, choose, from_form, parse
 from kakehashi_spawners.portal import current
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from kakehashi_spawners.sites import SiteClient
 
@@ -104,6 +104,11 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
 
     # -- choice -------------------------------------------------------------------------------
 
+    @default("apply_user_options")
+    def _default_apply_user_options(self) -> Callable[[Any, Any], None]:
+        # JupyterHub would write the keys of options that nobody takes into its log.
+        return _check_options
+
     async def get_options_form(self) -> str:
         """Return the spawn page's form with what this person may have."""
         try:
@@ -119,13 +124,14 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
         try:
             return from_form(form_data)
         except OptionsError as error:
-            self._refuse("options", error)
+            self.refuse("options", error)
 
     def options_from_query(self, query_data: dict[str, list[Any]]) -> dict[str, Any]:  # noqa: ARG002 - JupyterHub's signature
         """Refuse: a link on some page must not start a session of whoever follows it."""
-        self._refuse("options", OptionsError("(form): choose here; a link cannot choose for you"))
+        self.refuse("options", OptionsError("(form): choose here; a link cannot choose for you"))
 
-    def _refuse(self, reason: str, error: KakehashiError, status_code: int = 400) -> NoReturn:
+    def refuse(self, reason: str, error: KakehashiError, status_code: int = 400) -> NoReturn:
+        """Record why a session cannot start, and say it to the person."""
         self._refusal = str(error)
         current().record("start-refused", self.user.name, {"reason": reason, "words": str(error)})
         raise NotStartedError(str(error), reason=reason, status_code=status_code) from error
@@ -154,13 +160,13 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
         try:
             return await self._start()
         except OptionsError as error:
-            self._refuse("options", error)
+            self.refuse("options", error)
         except RefusedError as error:
-            self._refuse("refused", error, 403)
+            self.refuse("refused", error, 403)
         except SessionError as error:
-            self._refuse("session", error, 500)
+            self.refuse("session", error, 500)
         except (SiteError, StoreError) as error:
-            self._refuse("unavailable", error, 503)
+            self.refuse("unavailable", error, 503)
         finally:
             self._starting = False
 
@@ -596,6 +602,14 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
     async def run_command(self, *_arguments: Any, **_options: Any) -> NoReturn:
         """Refuse; nothing here goes through a shell."""
         raise NotImplementedError("sessions are submitted by the site's agent")
+
+
+def _check_options(spawner: KakehashiSpawner, options: object) -> None:
+    """Refuse malformed options before anything else looks at them."""
+    try:
+        parse(options)
+    except OptionsError as error:
+        spawner.refuse("options", error)
 
 
 def summary(session: Session, receipt: dict[str, Any]) -> dict[str, Any]:
