@@ -7,7 +7,10 @@ import datetime as dt
 import os
 import pwd
 import shutil
+import signal
 import subprocess
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -68,30 +71,46 @@ def program(name: str) -> str | None:
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory):
+def postgresql():
     """URL of a PostgreSQL of our own, on a socket in a temporary folder."""
-    pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
-    initdb, pg_ctl = program("initdb"), program("pg_ctl")
-    if initdb is None or pg_ctl is None:
+    psycopg = pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
+    initdb, postgres = program("initdb"), program("postgres")
+    if initdb is None or postgres is None:
         pytest.skip("PostgreSQL is not installed")
-    folder = tmp_path_factory.mktemp("pg")
     who = {}
-    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
-        nobody = pwd.getpwnam("nobody")
-        for path in (folder, *list(folder.parents)[:2]):
-            path.chmod(0o755)
-        os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-        who = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-
-    def run(*command: str) -> None:
-        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, **who)
-
-    data = str(folder / "data")
-    run(initdb, "-D", data, "-U", "test", "-A", "trust", "-E", "UTF8", "--no-sync")
-    options = f"-k {folder} -c listen_addresses= -c fsync=off"
-    run(pg_ctl, "-D", data, "-w", "-l", str(folder / "log"), "-o", options, "start")
-    yield f"postgresql+psycopg://test@/postgres?host={folder}"
-    run(pg_ctl, "-D", data, "-w", "-m", "immediate", "stop")
+    # Not under pytest's folder: other users cannot pass through that, and runs of pytest at
+    # the same time tidy it.
+    with tempfile.TemporaryDirectory(prefix="kakehashi-pg-") as folder:
+        if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+            nobody = pwd.getpwnam("nobody")
+            os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+            who = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+        data = f"{folder}/data"
+        subprocess.run(
+            [initdb, "-D", data, "-U", "test", "-A", "trust", "-E", "UTF8", "--no-sync"],
+            check=True,
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            **who,
+        )
+        with Path(folder, "log").open("wb") as log:
+            options = ["-c", "listen_addresses=", "-c", "fsync=off"]
+            server = subprocess.Popen(
+                [postgres, "-D", data, "-k", folder, *options], cwd=folder, stderr=log, **who
+            )
+        try:
+            deadline = time.monotonic() + 60
+            while True:
+                assert server.poll() is None, Path(folder, "log").read_text()
+                try:
+                    psycopg.connect(host=folder, user="test", dbname="postgres").close()
+                    break
+                except psycopg.OperationalError:
+                    assert time.monotonic() < deadline, Path(folder, "log").read_text()
+            yield f"postgresql+psycopg://test@/postgres?host={folder}"
+        finally:
+            server.send_signal(signal.SIGQUIT)  # its immediate shutdown
+            server.wait(60)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

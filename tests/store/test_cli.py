@@ -42,7 +42,8 @@ def command(tmp_path):
         )
         assert done.returncode == status, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
-        return done.stdout if status == 0 else done.stdout + done.stderr
+        # Messages are folded to the terminal's width.
+        return done.stdout if status == 0 else " ".join((done.stdout + done.stderr).split())
 
     return run
 

@@ -372,6 +372,16 @@ def test_a_killed_run_leaves_no_torn_pack_and_a_repetition_finishes(store):
     assert len(store.catalogue.list_series()) == 8
 
 
+def test_what_a_killed_run_left_of_another_series_is_tidied(store):
+    store.add(*files_of("mr_rle"))
+    for name in ("packs", "kept"):
+        folder = store.root / name / "zz"
+        folder.mkdir()
+        (folder / "1.2.3.ozx.part").write_bytes(b"half")
+    store.add(*files_of("mr_rle"))
+    check_whole(store)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files to a group")
 def test_packs_are_closed_to_others(store):
     store.add(DATA / "mr_adc")

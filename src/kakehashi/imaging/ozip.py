@@ -49,9 +49,11 @@ PREAMBLE_MEMBER = "dicom/preamble"
 
 _LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
 _LOCAL_MAGIC = b"PK\x03\x04"
-# The largest zip comment is 64 KiB; with the end records and the directory of a pack of a
-# few hundred members, 128 KiB (one block of the link) nearly always holds all of it.
-_TAIL = 131072
+# The largest zip comment is 64 KiB; with the end records and a directory of some hundred
+# members this nearly always holds all that is read on opening. It begins at a block of the
+# link, so that no more blocks are fetched than needed.
+_TAIL_LEAST = 80 * 1024
+_BLOCK = 131072
 
 
 class ByteReader(Protocol):
@@ -117,7 +119,7 @@ class _Window(io.RawIOBase):
     def __init__(self, reader: ByteReader) -> None:
         self._reader = reader
         self._position = 0
-        self._tail_start = max(0, reader.size - _TAIL)
+        self._tail_start = max(0, reader.size - _TAIL_LEAST) // _BLOCK * _BLOCK
         self._tail = _read_exactly(reader, self._tail_start, reader.size - self._tail_start)
 
     def readable(self) -> bool:
