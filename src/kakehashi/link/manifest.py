@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import socket
 
 MAX_MANIFEST_BYTES = 1 << 30
-MAX_FILE_BYTES = 1 << 50
+MAX_FILE_BYTES = 1 << 42
 
 _FORMAT = 1
 _BLOCK_SIZES = range(4096, 131072 + 1)
