@@ -23,13 +23,20 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes accounts and ru
 PARTS = ("keeper", "entering", "warden", "middle", "init", "sshfs", "ssh", "view")
 
 ATTACK = """
-import ctypes, json, os, sys
+import ctypes, fcntl, json, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
 pid = int(sys.argv[1])
 
 def checked(result):
     if result < 0:
         raise OSError(ctypes.get_errno(), "refused")
+
+if len(sys.argv) > 2:
+    # The owner of a user namespace has every capability in it: go in, and try from there.
+    space = os.open(f"/proc/{sys.argv[2]}/ns/user", os.O_RDONLY)
+    if sys.argv[3] == "warden":
+        space = fcntl.ioctl(space, 0xB702)
+    checked(libc.setns(space, 0))
 
 def memory():
     with open(f"/proc/{pid}/maps") as maps:
@@ -76,10 +83,10 @@ def running(world: World) -> Iterator[Session]:
         yield session
 
 
-def attack(world: World, pid: int) -> list[str]:
+def attack(world: World, pid: int, *further: str) -> list[str]:
     """Try every way at a process, as another process of the person."""
     done = subprocess.run(
-        ["/usr/bin/python3", "-c", ATTACK, str(pid)],
+        ["/usr/bin/python3", "-c", ATTACK, str(pid), *further],
         user=world.person.uid,
         group=world.person.gid,
         extra_groups=[],
@@ -99,11 +106,23 @@ def test_no_way_into_the_wrapper(world: World, running: Session, part: str) -> N
     assert attack(world, running.tree()[part]) == []
 
 
+def payload(session: Session) -> int:
+    init = session.tree()["init"]
+    return next(pid for pid in session.family() if _parent(pid) == init)
+
+
 def test_the_attack_works_where_it_can(world: World, running: Session) -> None:
     """Otherwise the checks above would show nothing: the payload is open, and has no key."""
-    init = running.tree()["init"]
-    payload = next(pid for pid in running.family() if _parent(pid) == init)
-    assert {"environ", "memory", "trace", "files"} <= set(attack(world, payload))
+    ways = set(attack(world, payload(running)))
+    assert {"environ", "memory", "trace", "files", "enter"} <= ways
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("owner", ["payload", "warden"])
+def test_no_way_into_the_wrapper_from_its_own_namespaces(
+    world: World, running: Session, part: str, owner: str
+) -> None:
+    assert attack(world, running.tree()[part], str(payload(running)), owner) == []
 
 
 def _parent(pid: int) -> int:

@@ -17,6 +17,7 @@ import pytest
 from tests.session.real import SERIES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.session.real import Session, World
@@ -33,8 +34,12 @@ answer = link.recv(9)
 print("hello from the payload")
 for folder in ("/tmp", "/var/tmp", "/dev/shm", os.environ["HOME"], os.environ["XDG_RUNTIME_DIR"]):
     pathlib.Path(folder, "pixels").write_bytes(store)
+try:
+    pathlib.Path("/store/new").write_text("x")
+except OSError as error:
+    refused = error.strerror
 pathlib.Path("look.part").write_text(json.dumps(dict(
-    hash=hashlib.sha256(store).hexdigest(), sftp=answer[4], cwd=os.getcwd(),
+    hash=hashlib.sha256(store).hexdigest(), sftp=answer[4], cwd=os.getcwd(), refused=refused,
     session=json.load(open("/run/kakehashi/session.json")),
     lease=json.load(open("/run/kakehashi/lease.json")),
     key=open("/run/kakehashi/server/server.key").read(),
@@ -77,6 +82,7 @@ def test_a_payload_reads_the_store_writes_its_work_and_leaves_nothing(world: Wor
         report = items(session)
     assert seen["hash"] == hashlib.sha256(world.content).hexdigest()
     assert (seen["sftp"], seen["cwd"]) == (2, "/work/alice")
+    assert seen["refused"] == "Read-only file system"
     assert seen["key"] == "key of the server"
     assert seen["listing"] == ["lease.json", "server", "session.json", "store.sock"]
     assert seen["terminate"]
@@ -236,6 +242,39 @@ def test_a_node_that_lacks_something_says_so_and_keeps_the_ticket(
         (sent,) = session.portal.called("refuse")
         assert check in {failure["check"] for failure in sent["failures"]}
         assert not session.portal.called("enrol")
+
+
+def test_a_node_where_fuse_is_closed_says_so(world: World) -> None:
+    def close(argv: list[str]) -> list[str]:
+        return [word.replace("0666", "0600") for word in argv]
+
+    with world.session(STAY, run=close) as session:
+        assert session.wait()[0] == 3
+        (sent,) = session.portal.called("refuse")
+        assert [one["check"] for one in sent["failures"]] == ["fuse"]
+        assert "0666" in sent["failures"][0]["message"]
+
+
+@pytest.fixture
+def without_view(world: World) -> Iterator[None]:
+    """Take away, for a while, what the verified view needs."""
+    binding = next((world.software.root / ".venv/lib").glob("python3*/site-packages/mfusepy.py"))
+    aside = binding.with_suffix(".aside")
+    binding.rename(aside)
+    yield
+    aside.rename(binding)
+
+
+@pytest.mark.usefixtures("without_view")
+def test_a_node_without_the_view_falls_back_only_where_allowed(world: World) -> None:
+    with world.session(LOOK) as session:
+        assert session.wait()[0] == 3
+        (sent,) = session.portal.called("refuse")
+        assert "allow_sshfs_view" in sent["failures"][0]["message"]
+    with world.session(LOOK, node={"allow_sshfs_view": True}) as session:
+        seen = json.loads(session.file("look.json"))
+        assert seen["hash"] == hashlib.sha256(world.content).hexdigest()
+        assert seen["refused"] == "Read-only file system"
 
 
 def test_a_document_that_is_not_one_is_refused_without_an_echo(world: World) -> None:
