@@ -42,7 +42,9 @@
   };
 
   for (const time of document.querySelectorAll("time[data-format]")) {
-    time.textContent = moment(time.dateTime, time.dataset.format);
+    const { format } = time.dataset;
+    time.textContent =
+      format === "soon" ? soon(new Date(time.dateTime)) : moment(time.dateTime, format);
   }
 
   // ---- Talking to the portal.
