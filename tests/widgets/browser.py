@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import nbformat
 import numpy as np
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request, Route
+from playwright.sync_api import Browser, BrowserContext, Error, Locator, Page, Request, Route
 
 from tests.widgets.lab import TOKEN, Lab
 
@@ -101,26 +101,32 @@ def opened(
     browser: Browser, lab: Lab, name: str, cells: Sequence[str], **context: Any
 ) -> Iterator[Notebook]:
     """Open a new notebook with these code cells."""
-    file = lab.work / f"{name}.ipynb"
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     book.metadata["kernelspec"] = {
         "name": "python3",
         "display_name": "Python 3",
         "language": "python",
     }
-    nbformat.write(book, file)
+    nbformat.write(book, lab.work / f"{name}.ipynb")
+    with visited(browser, lab, f"{name}.ipynb", **context) as notebook:
+        yield notebook
+
+
+@contextlib.contextmanager
+def visited(browser: Browser, lab: Lab, path: str, **context: Any) -> Iterator[Notebook]:
+    """Open a notebook of the work folder, and shut its kernel down afterwards."""
     profile = browser.new_context(viewport={"width": 1360, "height": 1000}, **context)
     notebook = Notebook(profile.new_page())
     _watch(profile, notebook, lab)
     try:
-        notebook.page.goto(f"{lab.base}/lab/tree/{file.name}?reset&token={TOKEN}")
+        notebook.page.goto(f"{lab.base}/lab/tree/{path}?reset&token={TOKEN}")
         notebook.page.wait_for_function(_RUNNING, timeout=PATIENCE_S * 1000)
         yield notebook
-        with contextlib.suppress(Exception):
+    finally:
+        with contextlib.suppress(Error):
             notebook.page.evaluate(
                 "async () => await jupyterapp.shell.currentWidget.sessionContext.shutdown()"
             )
-    finally:
         profile.close()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,13 +15,14 @@ import pytest
 from playwright.sync_api import Browser, Locator
 
 from tests.lab.browser import chromium
-from tests.widgets.browser import Notebook, opened, pixels, windowed
+from tests.widgets.browser import Notebook, opened, pixels, visited, windowed
 from tests.widgets.conftest import Shore
 from tests.widgets.lab import Lab
 
 pytestmark = pytest.mark.browser
 
 IMPORT = "from kakehashi_widgets import CohortTable, SessionClock, SliceViewer"
+FIRST_LOOK = Path(__file__).resolve().parents[2] / "notebooks" / "01_first_look.ipynb"
 Open = Callable[..., Notebook]
 
 
@@ -334,6 +337,39 @@ def test_labels_in_japanese(notebook: Open, shore: Shore) -> None:
     assert root.get_by_role("button", name="肺").is_visible()
     assert book.page.get_by_role("searchbox", name="シリーズを検索").count() == 1
     assert book.page.locator(".jp-OutputArea .kkh-link").inner_text() == "ストア接続中"
+
+
+@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
+def test_the_first_notebook_in_the_lab(
+    browser: Browser, lab: Lab, shore: Shore, theme: str
+) -> None:
+    shutil.copy(FIRST_LOOK, lab.work / "alice" / "first.ipynb")
+    with visited(browser, lab, "alice/first.ipynb") as book:
+        book.page.evaluate(
+            "async theme => await jupyterapp.commands.execute('apputils:change-theme', {theme})",
+            theme,
+        )
+        book.run_all()
+        root = viewer(book)
+        # The notebook itself moves to another slice than the middle one.
+        book.wait_state(root, state="ready", index=4)
+        assert_shows(root, shore.pack(shore.ct).values())
+        table = book.page.locator(".kkh-cohort")
+        book.wait_state(table, state="ready", selected=shore.ct)
+        if shots := os.environ.get("KAKEHASHI_SHOTS"):
+            book.page.screenshot(path=f"{shots}/first_{theme[-5:].strip()}.png")
+            table.scroll_into_view_if_needed()
+            book.page.screenshot(path=f"{shots}/first_{theme[-5:].strip()}_top.png")
+        ink, paper = (
+            sum(map(int, re.findall(r"\d+", root.evaluate(f"e => getComputedStyle(e).{name}"))[:3]))
+            for name in ("color", "backgroundColor")
+        )
+        assert (ink > paper) == (theme == "JupyterLab Dark")
+        book.page.evaluate("async () => await jupyterapp.commands.execute('docmanager:save')")
+        saved = (lab.work / "alice" / "first.ipynb").read_text()
+        assert "image/png" in saved
+        assert not book.outside
+        assert not book.errors
 
 
 def test_the_lab_offers_no_download_or_export(notebook: Open) -> None:

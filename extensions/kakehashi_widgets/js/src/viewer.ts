@@ -172,8 +172,10 @@ class Viewer {
     );
     this.slider.addEventListener("input", () => this.go(this.slider.valueAsNumber), { signal });
     for (const input of [this.width, this.level]) {
-      input.addEventListener("change", () => this.typed(), { signal });
-      input.addEventListener("keydown", ({ key }) => key === "Enter" && this.typed(), { signal });
+      input.addEventListener("change", () => this.typed(input), { signal });
+      input.addEventListener("keydown", ({ key }) => key === "Enter" && this.typed(input), {
+        signal,
+      });
     }
     const resized = new ResizeObserver(() => this.place());
     resized.observe(this.stage);
@@ -406,9 +408,11 @@ class Viewer {
     this.model.save_changes();
   }
 
-  private typed(): void {
-    const width = this.width.valueAsNumber;
-    const level = this.level.valueAsNumber;
+  private typed(input: HTMLInputElement): void {
+    const number = input.valueAsNumber;
+    // The fields show rounded numbers: only the one that was typed into is taken from them.
+    const width = input === this.width ? number : (this.model.get("window") ?? 1);
+    const level = input === this.level ? number : (this.model.get("level") ?? 0);
     if (width > 0 && Number.isFinite(level)) this.setWindow(width, level);
     else this.draw();
   }
