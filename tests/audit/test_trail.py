@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import multiprocessing
 import os
 import signal
 import stat
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kakehashi.audit import Anchors, Audit, Head, read_anchors, verify
+from kakehashi.audit import Anchors, Audit, Head, Record, canonical, read_anchors, verify
 from kakehashi.audit.canonical import utc
 from kakehashi.audit.trail import MAX_LINE
 from kakehashi.errors import AuditError
+
+if TYPE_CHECKING:
+    from multiprocessing.synchronize import Barrier
 
 NOW = 1_800_000_000.0
 KEY = Ed25519PrivateKey.generate()
@@ -84,6 +89,8 @@ def test_dropped_line_is_found(whole: tuple[bytes, Head], tmp_path: Path, number
     lines = split(whole[0])
     del lines[number]
     assert check(b"".join(lines), tmp_path) == [number + 1]
+    (problem,) = verify(tmp_path / "changed.jsonl").problems
+    assert "1 record(s) before it were dropped" in problem.message
 
 
 @anywhere
@@ -194,8 +201,23 @@ def test_only_its_owner_reads_it(tmp_path: Path) -> None:
     assert stat.S_IMODE(audit.path.stat().st_mode) == 0o600
 
 
-def _write_many(path: Path, number: int) -> None:
+def test_line_that_was_exchanged_for_a_sound_one_is_found(
+    whole: tuple[bytes, Head], tmp_path: Path
+) -> None:
+    lines = split(whole[0])
+    record = Record.parse(lines[4][:-1])
+    draft = dataclasses.replace(record, person="次郎")
+    digest = hashlib.sha256(canonical(draft.unhashed())).hexdigest()
+    lines[4] = dataclasses.replace(draft, hash=digest).line() + b"\n"
+    assert check(lines[4], tmp_path) == [1]
+    # The exchanged line is sound in itself; the one after it tells.
+    assert check(b"".join(lines), tmp_path) == [6]
+
+
+def _write_many(path: Path, number: int, gate: Barrier | None = None) -> None:
     audit = Audit(path)
+    if gate:
+        gate.wait()
     for step in range(number):
         audit.append("step", detail={"pid": os.getpid(), "step": step})
 
@@ -203,7 +225,8 @@ def _write_many(path: Path, number: int) -> None:
 def test_many_processes_append_to_one_chain(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_write_many, args=(path, 40)) for _ in range(4)]
+    gate = context.Barrier(4)
+    writers = [context.Process(target=_write_many, args=(path, 100, gate)) for _ in range(4)]
     for writer in writers:
         writer.start()
     for writer in writers:
@@ -211,7 +234,7 @@ def test_many_processes_append_to_one_chain(tmp_path: Path) -> None:
         assert writer.exitcode == 0
     verdict = verify(path)
     assert verdict.ok
-    assert verdict.lines == 160
+    assert verdict.lines == 400
 
 
 def test_trail_survives_kill_9_of_its_writer(tmp_path: Path) -> None:

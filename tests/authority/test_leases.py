@@ -73,6 +73,18 @@ def test_connection_made_with_the_new_certificate_after_a_lapse(fresh: RealStore
     assert node.admitted(fresh.view())
 
 
+def test_lease_taken_back_in_the_book_voids_a_certificate_that_is_still_good(
+    store: RealStore,
+) -> None:
+    session, node, _ = store.session()
+    assert node.admitted(store.view())
+    _set_lease(store, session, time.time() - 1)
+    # Refused by sshd, not let in and then cut by the guard.
+    assert "Permission denied" in node.sftp(store.view(), "pwd").stderr
+    _set_lease(store, session, time.time() + 60)
+    assert node.admitted(store.view())
+
+
 def test_revocation_closes_at_once_and_for_good(store: RealStore) -> None:
     session, node, _ = store.session()
     other, neighbour, _ = store.session(person="bob")
@@ -119,7 +131,7 @@ def test_replayed_ticket_ends_the_session_and_raises_an_alarm(store: RealStore) 
 def test_connection_of_a_book_that_forgot_it_is_closed(fresh: RealStore) -> None:
     session, node, _ = fresh.session()
     with node.connected(fresh.view()) as link:
-        _prolong(fresh, session)
+        _set_lease(fresh, session, time.time() + 3600)
         with contextlib.closing(sqlite3.connect(fresh.layout.book)) as book, book:
             book.execute("DELETE FROM connections")
         link.closed_after(UNKNOWN_GRACE_S + CUT_S)
@@ -129,7 +141,7 @@ def test_connection_of_a_book_that_forgot_it_is_closed(fresh: RealStore) -> None
 def test_where_leases_cannot_be_confirmed_everything_closes(fresh: RealStore, how: str) -> None:
     session, node, _ = fresh.session()
     with node.connected(fresh.view()) as link:
-        _prolong(fresh, session)
+        _set_lease(fresh, session, time.time() + 3600)
         link.ask()
         if how == "guard hangs":
             hold_down(fresh, "guard")
@@ -144,9 +156,9 @@ def test_where_leases_cannot_be_confirmed_everything_closes(fresh: RealStore, ho
         assert not node.admitted(fresh.view())
 
 
-def _prolong(store: RealStore, session: str) -> None:
+def _set_lease(store: RealStore, session: str, end: float) -> None:
     with contextlib.closing(sqlite3.connect(store.layout.book)) as book, book:
-        book.execute("UPDATE sessions SET lease_expires_at = 2e10 WHERE id = ?", (session,))
+        book.execute("UPDATE sessions SET lease_expires_at = ? WHERE id = ?", (end, session))
 
 
 @pytest.mark.parametrize("service", ["sshd", "authority", "guard"])

@@ -7,6 +7,7 @@ import grp
 import os
 import pwd
 import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,33 @@ def find_account(name: str) -> pwd.struct_passwd:
         raise ConfigError(
             f"the account {name!r} does not exist; run `kakehashi store init` as root first"
         ) from error
+
+
+def check_runnable(account: pwd.struct_passwd) -> None:
+    """Check that an account can run Kakehashi from where it is installed.
+
+    Raises
+    ------
+    ConfigError
+        The account cannot read the interpreter or the packages.
+    """
+    probe = subprocess.run(
+        [sys.executable, "-I", "-c", "import kakehashi.config"],
+        user=account.pw_uid,
+        group=account.pw_gid,
+        extra_groups=[],
+        cwd="/",
+        env={},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    if probe.returncode != 0:
+        raise ConfigError(
+            f"{sys.executable}: the account {account.pw_name!r} cannot run Kakehashi from here; "
+            "install it, and the Python that it uses, where every account can read them, e.g. "
+            "under /opt/kakehashi"
+        )
 
 
 @contextlib.contextmanager

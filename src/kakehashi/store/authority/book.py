@@ -217,9 +217,10 @@ class Book:
     @classmethod
     def create(cls, path: Path) -> Book:
         """Open a book, and make it, readable by its owner only, unless it is there."""
-        if not path.exists():
-            path.touch(mode=0o600)
-            with contextlib.closing(_connect(path)) as database:
+        path.touch(mode=0o600)
+        with contextlib.closing(_connect(path)) as database:
+            # An empty file is what a creation that was interrupted leaves.
+            if database.execute("PRAGMA user_version").fetchone()["user_version"] == 0:
                 database.execute("PRAGMA journal_mode = WAL")
                 database.executescript(
                     f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
@@ -458,7 +459,15 @@ class Book:
 
     def close_all(self, now: float) -> None:
         """Note that no connection of earlier processes lives: the store was started anew."""
-        self._db.execute("UPDATE connections SET closed_at = ? WHERE closed_at IS NULL", (now,))
+        self._db.execute(
+            "UPDATE connections SET closed_at = ?, cut_at = coalesce(cut_at, ?),"
+            " cut_reason = coalesce(cut_reason, 'the store was stopped') WHERE closed_at IS NULL",
+            (now, now),
+        )
+
+    def has_denials(self) -> bool:
+        """Return whether there are denials that were not yet recorded."""
+        return self._db.execute("SELECT 1 AS one FROM denials LIMIT 1").fetchone() is not None
 
     def take_denials(self) -> list[Denial]:
         """Return the denials that were not yet recorded, and take them out."""

@@ -124,6 +124,8 @@ class Guard:
                     )
 
     def _record_denials(self) -> None:
+        if not self._book.has_denials():
+            return
         with self._book.transaction():
             for denial in self._book.take_denials():
                 self._audit.append(

@@ -17,6 +17,7 @@ from kakehashi.errors import ConfigError, StoreError
 from kakehashi.store.authority import principals
 from kakehashi.store.authority.accounts import (
     acting_as,
+    check_runnable,
     ensure_account,
     ensure_group,
     find_account,
@@ -142,6 +143,7 @@ def initialise(config: Config) -> list[str]:
         group=accounts.authority,
         others=(accounts.view_group,),
     )
+    check_runnable(find_account(accounts.authority))
     _folders(layout, accounts.authority)
     for project in projects:
         _project(layout, accounts, project)

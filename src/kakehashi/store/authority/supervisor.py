@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING
 
 from kakehashi.config import Config, load
 from kakehashi.errors import ConfigError, KakehashiError, StoreError
-from kakehashi.store.authority.accounts import acting_as, find_account
+from kakehashi.store.authority.accounts import acting_as, check_runnable, find_account
 from kakehashi.store.authority.book import Book
 from kakehashi.store.authority.layout import Layout, names
 from kakehashi.store.authority.processes import processes, tree
@@ -93,7 +93,7 @@ def serve(config_path: Path) -> None:
         if not path.exists():
             raise StoreError(f"{path}: is missing; run `kakehashi store init` first")
     account = find_account(names(store).authority)
-    _check_runnable(account.pw_uid, account.pw_gid)
+    check_runnable(account)
     with _sole(layout):
         (layout.run / "serve.pid").write_text(f"{os.getpid()}\n", encoding="ascii")
         _no_connection_lives(layout, account.pw_name)
@@ -463,25 +463,6 @@ def _memory_file(text: str) -> IO[bytes]:
     file.write(text.encode())
     file.seek(0)
     return file
-
-
-def _check_runnable(uid: int, gid: int) -> None:
-    probe = subprocess.run(
-        [sys.executable, "-I", "-c", "import kakehashi.config"],
-        user=uid,
-        group=gid,
-        extra_groups=[],
-        cwd="/",
-        env={},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-    )
-    if probe.returncode != 0:
-        raise ConfigError(
-            f"{sys.executable}: the store's unprivileged account cannot run Kakehashi from here; "
-            "install it where every account can read it, e.g. under /opt/kakehashi"
-        )
 
 
 def _warn(message: str) -> None:
