@@ -401,11 +401,10 @@ def test_closing_ends_reads_from_a_server_that_hangs(folder: StoreFolder, server
     with ThreadPoolExecutor(1) as pool, far:
         read = pool.submit(reader.open, path)
         assert far.recv(100), "the greeting is there, and is never answered"
-        started = time.monotonic()
         reader.close()
         with pytest.raises(LinkClosedError):
             read.result(timeout=10)
-        assert time.monotonic() - started < 0.9, "nobody waited for the server's patience"
+        assert not link_threads(), "nobody waits for as long as the server may be silent"
 
 
 def test_a_link_that_is_closed_is_not_tried_again(folder: StoreFolder, server: Server) -> None:
