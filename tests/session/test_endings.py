@@ -122,10 +122,10 @@ def lease(session: Session, init: int) -> dict[str, Any]:
 
 
 AGAIN = f"""
-import pathlib, time
+import pathlib, threading
 pathlib.Path("up").write_text("1")
 while not pathlib.Path("again").exists():
-    pass
+    threading.Event().wait(0.05)
 pathlib.Path("size").write_text(str(len(pathlib.Path("/store/series/{SERIES}.ozx").read_bytes())))
 """
 

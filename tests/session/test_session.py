@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,14 +19,13 @@ from tests.session.real import SERIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.session.real import Session, World
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes accounts and runs sshd")
 
 LOOK = f"""
-import hashlib, json, os, pathlib, signal, socket, struct, sys
+import hashlib, json, os, pathlib, signal, socket, struct, sys, threading
 store = pathlib.Path("/store/series/{SERIES}.ozx").read_bytes()
 link = socket.socket(socket.AF_UNIX)
 link.connect("/run/kakehashi/store.sock")
@@ -48,7 +48,7 @@ pathlib.Path("look.part").write_text(json.dumps(dict(
     environment=dict(os.environ))))
 os.rename("look.part", "look.json")
 while not pathlib.Path("finish").exists():
-    pathlib.Path("/work").stat()
+    threading.Event().wait(0.05)
 os.unlink("finish")
 """
 STAY = """
@@ -308,6 +308,23 @@ def test_over_tls_only_the_named_authority_counts(world: World, tmp_path: Path) 
         assert status == 1
         assert "CERTIFICATE_VERIFY_FAILED" in said
         assert not other.portal.calls
+
+
+def test_a_file_that_appears_on_the_node_is_seen_and_told(world: World) -> None:
+    with world.session(STAY) as session:
+        session.file("up")
+        planted = Path("/var/tmp") / f"planted-{session.id}"
+        planted.write_text("pixels")
+        os.chown(planted, world.person.uid, world.person.gid)
+        try:
+            assert world.listing() != session.before
+            session.process.terminate()
+            session.wait(20)
+        finally:
+            planted.unlink()
+        item = items(session)["files"]
+        assert item["result"] == "seen"
+        assert str(planted) in item["detail"]
 
 
 def test_a_server_that_cannot_start_is_an_end_with_a_reason(world: World) -> None:
