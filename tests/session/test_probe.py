@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -56,6 +57,16 @@ def test_all_is_well_in_a_whole_world(world: World) -> None:
 def test_each_protection_is_missed(world: World, left_out: str) -> None:
     red = {name for name, (ok, _) in probe(world, left_out).items() if not ok}
     assert red >= REDDENED[left_out]
+
+
+def test_a_job_that_may_dump_nothing_will_do_unless_a_handler_waits(world: World) -> None:
+    """The kernel runs a handler that the pattern pipes to at a limit of none, but not of one."""
+    piped = Path("/proc/sys/kernel/core_pattern").read_text().startswith("|")
+    argv = [world.software.python, "-I", "-c", TRY, str(world.software.root), ""]
+    done = world.person.run("prlimit", "--core=0:0", *argv)
+    assert done.returncode == 0, done.stderr
+    (core,) = [one for one in json.loads(done.stdout) if one["check"] == "payload: core dumps"]
+    assert core["ok"] is not piped, core["message"]
 
 
 def test_devices_of_the_site_are_shown_and_no_others(world: World) -> None:

@@ -18,6 +18,7 @@ import resource
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kakehashi.session import syscalls
@@ -100,13 +101,21 @@ def _must_fail(
     raise FoundError(f"{what}: was possible")
 
 
+def _names(folder: str) -> list[str]:
+    return os.listdir(folder)  # noqa: PTH208 - names, not paths
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+
+
 def _status() -> dict[str, str]:
-    with open("/proc/self/status", encoding="ascii", errors="replace") as file:  # noqa: PTH123 - no pathlib: start-up time
-        return {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
+    lines = (line.partition(":") for line in _lines("/proc/self/status"))
+    return {name: value.strip() for name, _, value in lines}
 
 
 def _processes(_: dict[str, Any]) -> str:
-    seen = {int(name) for name in os.listdir("/proc") if name.isdigit()}  # noqa: PTH208
+    seen = {int(name) for name in _names("/proc") if name.isdigit()}
     extra = seen - {1, os.getpid()}
     if extra or os.getpid() > 100:
         raise FoundError(f"processes of others are visible: {sorted(extra)[:8]}")
@@ -120,7 +129,7 @@ def _attach(pid: int) -> None:
 
 
 def _first(path: str) -> bytes:
-    with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+    with Path(path).open("rb", buffering=0) as file:
         return file.read(1)
 
 
@@ -197,14 +206,13 @@ def _write(path: str) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
     os.write(fd, b"1")
     os.close(fd)
-    os.unlink(path)  # noqa: PTH108
+    Path(path).unlink()
 
 
 def _writing(facts: dict[str, Any]) -> str:
     """Try to make and to change a file in each mount and each folder of note."""
     allowed = (*_WRITABLE, f"/run/user/{facts['uid']}")
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
-        points = [line.split()[4].replace("\\040", " ") for line in file]
+    points = [line.split()[4].replace("\\040", " ") for line in _lines("/proc/self/mountinfo")]
     places = {*points, "/", "/usr", "/etc", "/run", "/run/kakehashi", "/var", "/home", "/dev"}
     denied = (errno.EROFS, errno.EPERM, errno.EACCES)
     tried = 0
@@ -212,7 +220,7 @@ def _writing(facts: dict[str, Any]) -> str:
         if place in _UNSERVED or place in allowed or place.startswith(("/proc/", "/dev/")):
             continue
         tried += 1
-        if os.path.isdir(place):  # noqa: PTH112
+        if Path(place).is_dir():
             _must_fail(f"a new file in {place}", (), _write, f"{place}/.kakehashi-probe")
             _must_fail(f"changing the times of {place}", denied, os.utime, place)
         else:
@@ -281,10 +289,9 @@ def _privileges(_: dict[str, Any]) -> str:
         raise FoundError("there is no system call filter")
     if 0 in {os.getuid(), os.geteuid()}:
         raise FoundError("it runs as root")
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
-        for line in file:
-            if "nosuid" not in line.split()[5].split(","):
-                raise FoundError(f"set-uid programs would count in {line.split()[4]}")
+    for line in _lines("/proc/self/mountinfo"):
+        if "nosuid" not in line.split()[5].split(","):
+            raise FoundError(f"set-uid programs would count in {line.split()[4]}")
     return "none"
 
 
@@ -300,15 +307,13 @@ def _core(_: dict[str, Any]) -> str:
     limits = resource.getrlimit(resource.RLIMIT_CORE)
     if limits != (1, 1):
         # A limit of none that the job came with does as well, where no handler is piped to.
-        with open("/proc/sys/kernel/core_pattern", encoding="utf-8") as file:  # noqa: PTH123
-            piped = file.read().startswith("|")
+        piped = _first("/proc/sys/kernel/core_pattern") == b"|"
         if limits != (0, 0) or piped:
             raise FoundError(
                 f"the limit is {limits}, not one byte; let jobs have a hard limit of 1"
             )
-    with open("/proc/self/coredump_filter", encoding="ascii") as file:  # noqa: PTH123
-        if int(file.read(), 16):
-            raise FoundError("the filter of core dumps lets memory through")
+    if int(_lines("/proc/self/coredump_filter")[0], 16):
+        raise FoundError("the filter of core dumps lets memory through")
     for value in {0, resource.RLIM_INFINITY} - {limits[0]}:
         _must_fail(f"a core limit of {value}", (errno.EPERM,), _limit_core, value)
     return "off by limit and filter"
@@ -316,9 +321,9 @@ def _core(_: dict[str, Any]) -> str:
 
 def _descriptors(_: dict[str, Any]) -> str:
     kinds: dict[int, str] = {}
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+    for name in _names("/proc/self/fd"):
         with contextlib.suppress(OSError):
-            kinds[int(name)] = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115
+            kinds[int(name)] = str(Path("/proc/self/fd", name).readlink())
     # The one that lists them is closed again by now.
     if (
         kinds.keys() - {0, 1, 2}
@@ -331,14 +336,14 @@ def _descriptors(_: dict[str, Any]) -> str:
 
 def _tree(facts: dict[str, Any]) -> str:
     shown = {path.split("/")[1] for path in facts["read_only"]}
-    extra = set(os.listdir("/")) - _TOP - shown  # noqa: PTH208
+    extra = set(_names("/")) - _TOP - shown
     if extra:
         raise FoundError(f"folders of the node are visible: {sorted(extra)}")
     for folder, known in (("/run", _RUN), ("/home", frozenset({"session"}))):
         allowed = {
             path.split("/")[2] for path in facts["read_only"] if path.startswith(f"{folder}/")
         }
-        extra = set(os.listdir(folder)) - known - allowed  # noqa: PTH208
+        extra = set(_names(folder)) - known - allowed
         if extra:
             raise FoundError(f"the node's {folder} is visible: {sorted(extra)}")
     if platform.node() != "session":
@@ -347,7 +352,7 @@ def _tree(facts: dict[str, Any]) -> str:
 
 
 def _devices(facts: dict[str, Any]) -> str:
-    for name in os.listdir("/dev"):  # noqa: PTH208
+    for name in _names("/dev"):
         inside = any(
             fnmatch.fnmatch(f"/dev/{name}", pattern) or pattern.startswith(f"/dev/{name}/")
             for pattern in facts["devices"]
@@ -355,7 +360,7 @@ def _devices(facts: dict[str, Any]) -> str:
         if name not in _DEVICES and not inside:
             raise FoundError(f"the device /dev/{name} is there")
     memory = os.makedev(1, 1)
-    _must_fail("a device file", (errno.EPERM,), os.mknod, "/tmp/.mem", 0o020600, memory)  # noqa: S108
+    _must_fail("a device file", (errno.EPERM,), os.mknod, f"{_SCRATCH[0]}/.mem", 0o020600, memory)
     return "only what is allowed"
 
 
@@ -369,11 +374,10 @@ def _scratch(facts: dict[str, Any]) -> str:
             _write(f"{place}/.kakehashi-probe")
         except OSError as error:
             raise FoundError(f"{place} cannot be written: {error.strerror}") from None
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
-        for line in file:
-            left, _, right = line.partition(" - ")
-            if left.split()[4] in _SCRATCH and right.split()[0] != "tmpfs":
-                raise FoundError(f"{left.split()[4]} is not in memory")
+    for line in _lines("/proc/self/mountinfo"):
+        left, _, right = line.partition(" - ")
+        if left.split()[4] in _SCRATCH and right.split()[0] != "tmpfs":
+            raise FoundError(f"{left.split()[4]} is not in memory")
     return f"in memory, {facts['scratch_mb']} MiB at most"
 
 
