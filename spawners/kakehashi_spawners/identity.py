@@ -17,7 +17,7 @@ from oauthenticator.generic import GenericOAuthenticator
 from oauthenticator.oauth2 import OAuthCallbackHandler, OAuthLogoutHandler
 from tornado.httpclient import HTTPClientError
 from tornado.web import HTTPError
-from traitlets import Unicode
+from traitlets import Float, Unicode
 
 from kakehashi.errors import KakehashiError
 from kakehashi_spawners.pages import NoProjectError
@@ -92,6 +92,8 @@ class KakehashiAuthenticator(GenericOAuthenticator):  # type: ignore[misc]  # it
         ``mfa``. Empty: none.
     issuer : str
         What the ID token must name as its issuer.
+    fresh_s : float
+        Seconds for which an answer of the provider holds.
     """
 
     callback_handler = CallbackHandler
@@ -100,6 +102,7 @@ class KakehashiAuthenticator(GenericOAuthenticator):  # type: ignore[misc]  # it
     required_claim = Unicode("", config=True)
     required_value = Unicode("", config=True)
     issuer = Unicode("", config=True)
+    fresh_s = Float(FRESH_S, config=True)
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -218,7 +221,7 @@ class KakehashiAuthenticator(GenericOAuthenticator):  # type: ignore[misc]  # it
         """
         async with self._asking[user.name]:
             known = self._asked[user.name]
-            if time.monotonic() - known.at < FRESH_S:
+            if time.monotonic() - known.at < self.fresh_s:
                 return known.model
             state = await user.get_auth_state()
             model = await self._renewed(state) if state else None

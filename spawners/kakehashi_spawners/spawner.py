@@ -85,6 +85,9 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
     start_timeout = Integer(7 * 24 * 3600, help="Each site has its own; this one is no limit.").tag(
         config=True
     )
+    right_interval = Float(
+        RIGHT_S, help="Seconds after which a running session's right is asked for again."
+    ).tag(config=True)
     startup_poll_interval = Float(FIRST_QUERY_S)
 
     def __init__(self, **kwargs: Any) -> None:
@@ -100,6 +103,7 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
         self._told = asyncio.Event()
         self._refused_connections = 0
         self._right_checked = float("-inf")
+        self._looking = asyncio.Lock()
         self._ending = asyncio.Lock()
 
     # -- choice -------------------------------------------------------------------------------
@@ -361,15 +365,22 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
         The scheduler's silence is not an end. The scheduler's "running" is not enough: where
         nobody listens at the server's port any more, the session is dead.
         """
+        if self._starting or self._stopping:
+            return None
+        # One at a time: a second look must not take the first one's ending for the job's own.
+        async with self._looking:
+            return await self._look()
+
+    async def _look(self) -> int | None:
         if self.session is None:
             return 0
-        if self._starting:
-            return None
         if not self.session.enrolled:
             # Start was given up, or the hub died in the middle of it.
             await self.stop()
             return 1
         state = await self._query()
+        if self._stopping:
+            return None
         if state.state == "ended":
             await self._end("the job has ended", state)
             return 1
@@ -392,7 +403,7 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
 
     async def _check_right(self) -> None:
         ask = getattr(self.authenticator, "ask", None)
-        if ask is None or time.monotonic() - self._right_checked < RIGHT_S:
+        if ask is None or time.monotonic() - self._right_checked < self.right_interval:
             return
         self._right_checked = time.monotonic()
         # The answer comes back through lose_right, for every session of the person.
@@ -459,15 +470,18 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
 
     async def _leave(self, reason: str, *, wait: bool = True) -> None:
         self._stopping = True
-        if self.submitted is not None and not self.submitted.done():
-            await asyncio.wait([self.submitted])
-        if self.session is None:
-            return
-        state = JobState("ended", reason="no job")
-        if self.job_id:
-            await self._cancel(self.session.site, self.session.account, self.job_id)
-            state = await self._gone() if wait else JobState("unknown")
-        await self._end(reason, state)
+        try:
+            if self.submitted is not None and not self.submitted.done():
+                await asyncio.wait([self.submitted])
+            if self.session is None:
+                return
+            state = JobState("ended", reason="no job")
+            if self.job_id:
+                await self._cancel(self.session.site, self.session.account, self.job_id)
+                state = await self._gone() if wait else JobState("unknown")
+            await self._end(reason, state)
+        finally:
+            self._stopping = False
 
     async def _cancel(self, site: str, account: str, job: str) -> None:
         async def cancel() -> None:

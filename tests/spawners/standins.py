@@ -320,7 +320,8 @@ userdata_url = "{provider}/me"
 client_id = "tests"
 client_secret_file = "{folder}/client-secret"
 admin_groups = ["administrators"]
-{claim}callback_url = "http://127.0.0.1:{port}/hub/oauth_callback"
+{claim}
+callback_url = "http://127.0.0.1:{port}/hub/oauth_callback"
 
 [authority]
 url = "{authority}"
@@ -382,6 +383,8 @@ if not {oidc!r}:
     c.Known.allow_all = True
     c.Known.password = ""
 c.KakehashiSpawner.poll_interval = 1
+c.KakehashiSpawner.right_interval = {right_s!r}
+c.KakehashiAuthenticator.fresh_s = {right_s!r} / 5
 c.JupyterHub.log_level = "INFO"
 # A request to start comes back soon, and the tests look on.
 c.JupyterHub.tornado_settings["slow_spawn_timeout"] = 1
@@ -576,6 +579,7 @@ def running_hub(
     addresses: str = "127.0.0.0/8",
     provider: Provider | None = None,
     claim: str = "",
+    right_s: float = 25,
 ) -> Iterator[Hub]:
     """Start a hub whose site ``here`` is this machine, and end it with all it has started."""
     folder = Path(tempfile.mkdtemp(prefix="kk-hub-"))
@@ -619,7 +623,9 @@ def running_hub(
             claim=claim,
         )
     )
-    (folder / "config.py").write_text(CONFIG.format(groups=GROUPS, oidc=provider is not None))
+    (folder / "config.py").write_text(
+        CONFIG.format(groups=GROUPS, oidc=provider is not None, right_s=right_s)
+    )
     hub = Hub(folder, software, port, hub_port, authority)
     hub.plan(mode="serve")
     try:
