@@ -261,14 +261,21 @@ class RealStore:
         self.process: subprocess.Popen[bytes] | None = None
         self._write_config()
         self.layout = Layout(self.home / "store")
-        sshd.initialise(self.config)
         self.account = names(self.config.need_store()).authority
+        self.nodes = self.home / "nodes"
+        try:
+            self._initialise()
+        except BaseException:
+            self.remove()
+            raise
+
+    def _initialise(self) -> None:
+        sshd.initialise(self.config)
         for project in self.projects:
             self.publish(project)
         with acting_as(self.account):
             token = hubs.add(self.layout.hubs, "hub")
         self.hub = Hub(self.http_port, token.reveal())
-        self.nodes = self.home / "nodes"
         self.nodes.mkdir(mode=0o700)
 
     def _write_config(self) -> None:
