@@ -91,7 +91,8 @@ class Visitor:
         self.page.check(f"input[name=project][value='{project}']", force=True)
         self.page.check(f"input[name=site][value='{site}']", force=True)
         self.page.check(f"input[name=queue][value='{queue}']:not([disabled])", force=True)
-        if gpus:
+        # A queue without GPUs shows the field, but does not let it be changed.
+        if self.page.locator("#gpus:not([readonly])").count():
             self.page.fill("#gpus", str(gpus))
         self.page.fill("#hours", f"{hours:g}")
         self.shot("spawn")

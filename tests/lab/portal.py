@@ -227,13 +227,21 @@ def start_provider(portal: Portal) -> None:
 
 
 def await_line(
-    host: Host, service: str, line: str, process: subprocess.Popen[bytes], seconds: float = 30
+    host: Host,
+    service: str,
+    line: str,
+    process: subprocess.Popen[bytes],
+    seconds: float = 30,
+    since: int = 0,
 ) -> None:
-    """Wait until a service has written a line to its log, or tell how it died."""
+    """Wait until a service has written a line to its log, or tell how it died.
+
+    ``since`` is the length in bytes of what an earlier run of the service left there.
+    """
     log = host.log(service)
 
     def said() -> bool:
-        text = log.read_text(errors="replace")
+        text = log.read_bytes()[since:].decode(errors="replace")
         if process.poll() is not None:
             raise LabError(f"{service} on {host.name} ended:\n{text[-3000:]}")
         return line in text
@@ -305,18 +313,20 @@ def start_login(portal: Portal) -> None:
     for secret in ("portal.key", "client.secret", "authority.token"):
         if host.path(f"/etc/kakehashi/{secret}").exists():
             host.run(["chown", "kakehashi-hub:", f"/etc/kakehashi/{secret}"])
-    process = start_hub(host)
-    await_line(host, "hub", "JupyterHub is now running", process, 60)
+    start_hub(host)
 
 
-def start_hub(host: Host) -> subprocess.Popen[bytes]:
-    """Start the hub's process itself; also used to restart it."""
-    return host.daemon(
+def start_hub(host: Host) -> None:
+    """Start the hub's process itself and wait until it answers; also used to restart it."""
+    log = host.log("hub")
+    since = log.stat().st_size if log.exists() else 0
+    process = host.daemon(
         "hub",
         [PYTHON, "-m", "jupyterhub", "-f", f"{SOFTWARE}/jupyterhub_config.py"],
         user="kakehashi-hub",
         env={"KAKEHASHI_CONFIG": CONFIG, "PATH": PATH, "HOME": "/var/lib/kakehashi"},
     )
+    await_line(host, "hub", "JupyterHub is now running", process, 60, since)
 
 
 def write_ca(portal: Portal, run_dir: Path) -> Path:

@@ -48,7 +48,10 @@ def show(
 
 
 @app.command("list")
-def list_receipts(config: ConfigPath = DEFAULT_CONFIG) -> None:
+def list_receipts(
+    config: ConfigPath = DEFAULT_CONFIG,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,  # noqa: FBT002 - typer's way
+) -> None:
     """List the receipts, in order of the sessions' ends."""
     from kakehashi.store.authority import receipt  # noqa: PLC0415 - only the store has its packages
     from kakehashi.store.authority.accounts import acting_as  # noqa: PLC0415 - as above
@@ -58,9 +61,14 @@ def list_receipts(config: ConfigPath = DEFAULT_CONFIG) -> None:
     folder = Layout(store.root).receipts
     with acting_as(names(store).authority):
         documents = [receipt.read(folder, session) for session in receipt.sessions(folder)]
-    table = Table("session", "person", "project", "site", "ended", "reason", "state")
+    documents.sort(key=lambda document: str(document.get("ended_at")))
     fields = ("session", "person", "project", "site", "ended_at", "reason", "state")
-    for document in sorted(documents, key=lambda d: str(d.get("ended_at"))):
+    if as_json:
+        rows = [{field: document.get(field) for field in fields} for document in documents]
+        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    table = Table("session", "person", "project", "site", "ended", "reason", "state")
+    for document in documents:
         table.add_row(*(escape(str(document.get(field) or "")) for field in fields))
     Console().print(table)
 

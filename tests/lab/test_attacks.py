@@ -1,0 +1,230 @@
+"""What must be refused on the lab, with real accounts and hosts, and stand in the audit."""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+from collections.abc import Callable
+
+import pytest
+import requests
+
+from tests.lab import look
+from tests.lab.client import Client
+from tests.lab.hosts import wait_for
+from tests.lab.lab import Lab
+
+pytestmark = pytest.mark.lab
+
+People = Callable[[str], Client]
+PLAIN = {"site": "slurm", "queue": "gpu", "gpus": 0, "hours": 1.0, "project": "lung-ct"}
+TANAKA = "ka0001"
+
+
+def ssh_key() -> str:
+    """Return a well-formed Ed25519 public key that nobody has the private half of."""
+    kind = b"ssh-ed25519"
+    blob = len(kind).to_bytes(4, "big") + kind + (32).to_bytes(4, "big") + secrets.token_bytes(32)
+    return f"ssh-ed25519 {base64.b64encode(blob).decode()}"
+
+
+def post_from_node(lab: Lab, path: str, document: object, token: str = "") -> tuple[int, str]:
+    """Post to the portal from a compute node, as a job there would."""
+    script = (
+        "import json, ssl, sys, urllib.request as u, urllib.error as e\n"
+        "url, document, token = json.load(sys.stdin)\n"
+        "context = ssl._create_unverified_context()\n"
+        "request = u.Request(url, json.dumps(document).encode(),"
+        " {'Content-Type': 'application/json', **({'Authorization': 'token ' + token}"
+        " if token else {})})\n"
+        "try:\n"
+        "    with u.urlopen(request, context=context, timeout=20) as answer:\n"
+        "        print(json.dumps([answer.status, answer.read().decode()]))\n"
+        "except e.HTTPError as error:\n"
+        "    print(json.dumps([error.code, error.read().decode()]))\n"
+    )
+    answer = lab["node1"].run(
+        ["/usr/bin/python3", "-I", "-c", script],
+        user=TANAKA,
+        stdin=json.dumps([lab.url + path, document, token]),
+    )
+    status, text = json.loads(answer.stdout)
+    return int(status), str(text)
+
+
+def server_token(kernel: object) -> str:
+    """Return the token of the person's own server, which their payload holds."""
+    return str(kernel.value("__import__('os').environ['JUPYTERHUB_API_TOKEN']"))  # type: ignore[attr-defined]
+
+
+def test_batchspawners_endpoint_is_not_there(lab: Lab, person: People) -> None:
+    tanaka = person("tanaka")
+    tanaka.start(PLAIN)
+    with tanaka.kernel() as kernel:
+        token = server_token(kernel)
+    marker = "/tmp/owned-by-batchspawner"
+    attack = {"exec_prefix": f"touch {marker};", "port": 4444}
+    for path in ("/hub/api/batchspawner", "/hub/api/kakehashi/enrol"):
+        status, _ = post_from_node(lab, path, attack, token)
+        assert status in {400, 403, 404, 405, 422}
+    # A poll later nothing of it has been run.
+    assert tanaka.server() is not None
+    assert not lab["login"].path(marker).exists()
+    # The control: the token is good for what it is for.
+    answer = requests.get(
+        f"{lab.url}/hub/api/user",
+        headers={"Authorization": f"token {token}"},
+        verify=str(lab.ca_file),
+        timeout=10,
+        proxies={"http": "", "https": ""},
+    )
+    assert answer.status_code == 200
+
+
+def test_a_servers_token_does_not_get_another_key_signed(lab: Lab, person: People) -> None:
+    tanaka = person("tanaka")
+    tanaka.start(PLAIN)
+    with tanaka.kernel() as kernel:
+        token = server_token(kernel)
+    session = look.open_sessions(lab)[0]
+    before = len(look.audit(lab))
+    status, text = post_from_node(
+        lab,
+        "/hub/api/kakehashi/enrol",
+        {"session": session, "ticket": token, "public_key": ssh_key(), "port": 5555,
+         "host": "node1", "job": "1", "software": "0.1.0", "checks": []},
+        token,
+    )  # fmt: skip
+    assert status in {401, 403, 409, 410, 422}, text
+    for path in ("renew", "leave"):
+        status, _ = post_from_node(
+            lab,
+            f"/hub/api/kakehashi/{path}",
+            {"session": session, "message": json.dumps({"renew": session, "counter": 99}),
+             "signature": base64.b64encode(secrets.token_bytes(64)).decode()},
+            token,
+        )  # fmt: skip
+        assert status in {401, 403, 409, 410, 422}
+    wait_for("the refusals in the audit", lambda: len(look.audit(lab)) > before)
+    kinds = {record["kind"] for record in look.audit(lab)[before:]}
+    assert any("refused" in kind for kind in kinds), kinds
+
+
+def test_a_ticket_that_is_used_again_ends_the_session_with_an_alarm(
+    lab: Lab, person: People
+) -> None:
+    tanaka = person("tanaka")
+    answer = tanaka.call("POST", "/hub/api/users/tanaka/server", PLAIN)
+    assert answer.status_code in {201, 202}
+    tanaka.wait_ready()
+    session = look.open_sessions(lab)[0]
+    # The thief has the job's script, where the ticket stood until it was redeemed.
+    job = lab["login"].run(["squeue", "-h", "-u", TANAKA, "-o", "%i"]).stdout.strip()
+    script = lab["login"].run(["scontrol", "write", "batch_script", job, "-"], user=TANAKA).stdout
+    document = json.loads(next(line for line in script.splitlines() if line.startswith("{")))
+    assert document["session"] == session
+    status, text = post_from_node(
+        lab,
+        "/hub/api/kakehashi/enrol",
+        {"session": session, "ticket": document["ticket"], "public_key": ssh_key(), "port": 5555,
+         "host": "node1", "job": job, "software": document["software"], "checks": []},
+    )  # fmt: skip
+    assert status == 409, text
+    assert json.loads(text)["error"] == "replayed"
+    wait_for("the session's end", lambda: session not in look.open_sessions(lab), 30)
+    wait_for("closed connections", lambda: not look.store_connections(lab), 10)
+    kinds = [record["kind"] for record in look.audit(lab) if record.get("session") == session]
+    assert any("alarm" in kind or "replayed" in kind for kind in kinds), kinds
+    wait_for("the hub's notice", lambda: tanaka.server() is None, 60)
+    wait_for("the job's end", lambda: not look.processes(lab["node1"], TANAKA), 30)
+
+
+def test_another_account_on_the_node_reaches_nothing_of_a_session(lab: Lab, person: People) -> None:
+    tanaka = person("tanaka")
+    tanaka.start(PLAIN)
+    node = look.node_of(lab, TANAKA)
+    assert node is not None
+    pid = look.keeper(node, TANAKA)
+    attempts = (
+        ["cat", f"/proc/{pid}/environ"],
+        ["ls", f"/proc/{pid}/root"],
+        ["ls", f"/proc/{pid}/fd"],
+        ["nsenter", "--target", str(pid), "--user", "--mount", "ls"],
+    )
+    children = node.run(["pgrep", "-u", TANAKA]).stdout.split()
+    for account in ("ka0002", TANAKA):
+        for attempt in attempts:
+            assert node.run(attempt, user=account, check=False).returncode != 0, (account, attempt)
+    for child in children:
+        for name in ("environ", "mem", "root", "fd"):
+            done = node.run(["ls", f"/proc/{child}/{name}/"], user="ka0002", check=False)
+            assert done.returncode != 0
+    # What anyone can see holds no secret: command lines and the scheduler's word.
+    seen = node.run(["ps", "ax", "-o", "args="], user="ka0002").stdout
+    seen += lab["login"].run(["scontrol", "show", "job"], user="ka0002").stdout
+    with tanaka.kernel() as kernel:
+        token = server_token(kernel)
+    assert token not in seen
+    assert "PRIVATE KEY" not in seen
+
+
+def test_the_sessions_port_answers_only_to_the_hub(lab: Lab, person: People) -> None:
+    tanaka = person("tanaka")
+    tanaka.start(PLAIN)
+    node = look.node_of(lab, TANAKA)
+    assert node is not None
+    listening = node.run(["ss", "-Hltn"]).stdout
+    ports = [line.split()[3].rsplit(":", 1)[1] for line in listening.splitlines()]
+    script = (
+        "import socket, ssl, sys\n"
+        "context = ssl._create_unverified_context()\n"
+        "link = socket.create_connection(('127.0.0.1', int(sys.argv[1])), 5)\n"
+        "tls = context.wrap_socket(link)\n"
+        "tls.sendall(b'GET /user/tanaka/api HTTP/1.0\\r\\n\\r\\n')\n"
+        "print(tls.recv(100))\n"
+    )
+    port = next(port for port in ports if port not in {"6818"})
+    done = node.run(["/usr/bin/python3", "-I", "-c", script, port], user="ka0002", check=False)
+    assert done.returncode != 0
+    assert "CERTIFICATE" in done.stderr.upper() or "alert" in done.stderr
+
+
+def test_a_person_without_a_project_ends_on_a_page_that_says_what_to_do(lab: Lab) -> None:
+    kimura = Client(lab.url, "kimura", str(lab.ca_file))
+    page = kimura.log_in()
+    assert page.status_code == 403
+    assert "kimura" in page.text
+    assert kimura.call("GET", "/hub/api/user").status_code in {401, 403}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"project": "brain-mr"},
+        {"project": "../lung-ct"},
+        {"site": "slurm\n#SBATCH --partition=other"},
+        {"queue": "gpu --wrap=id"},
+        {"gpus": "1; id"},
+        {"hours": 1e9},
+        {"hours": -1},
+        {"account": "ka0002"},
+        {"exec_prefix": "touch /tmp/owned"},
+    ],
+)
+def test_hostile_or_foreign_options_are_refused(
+    lab: Lab, person: People, change: dict[str, object]
+) -> None:
+    tanaka = person("tanaka")
+    answer = tanaka.call("POST", "/hub/api/users/tanaka/server", {**PLAIN, **change})
+    assert answer.status_code in {400, 403, 422}, answer.text
+    assert not lab["login"].run(["squeue", "--noheader", "--user", TANAKA]).stdout
+
+
+def test_one_person_cannot_touch_anothers_session(lab: Lab, person: People) -> None:
+    tanaka, suzuki = person("tanaka"), person("suzuki")
+    tanaka.start(PLAIN)
+    assert suzuki.call("GET", "/user/tanaka/api/contents").status_code in {403, 404}
+    assert suzuki.call("DELETE", "/hub/api/users/tanaka/server").status_code in {403, 404}
+    assert suzuki.call("GET", "/hub/api/users/tanaka").status_code in {403, 404}
+    assert tanaka.server() is not None
