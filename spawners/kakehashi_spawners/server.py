@@ -28,11 +28,13 @@ def settings(person: str) -> dict[str, Any]:
     return {
         "ServerApp": {
             "root_dir": WORK,
-            "preferred_dir": f"{WORK}/{person}",
             "contents_manager_class": "kakehashi_widgets.contents.WholeFileContentsManager",
-            "jpserver_extensions": {"kakehashi_widgets": True},
+            # The language servers' extension looks for programs that a session does not have.
+            "jpserver_extensions": {"kakehashi_widgets": True, "jupyter_lsp": False},
             "open_browser": False,
         },
+        # As the server's own interface names folders: relative to its root.
+        "FileContentsManager": {"preferred_dir": person},
         # A kernel's sockets are files in the payload's private folders, and no TCP ports.
         "KernelManager": {"transport": "ipc"},
         # The platform has no internet: nothing to look for, and nothing to install from.

@@ -417,7 +417,8 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
         the site's ``offline_max_hours``.
         """
         session = self.session
-        if session is None or self._stopping:
+        # While it starts, JupyterHub itself waits for the server, and not without end.
+        if session is None or self._stopping or self.pending:
             return True
         outcome = await self._knock()
         if outcome == "open":
