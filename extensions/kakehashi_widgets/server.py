@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from jupyter_server.utils import url_path_join
 
 from kakehashi_widgets.closed import ClosedHandler, NoFormatsHandler
+from kakehashi_widgets.examples import lay_for_session
 from kakehashi_widgets.handlers import CohortHandler, SeriesHandler, SessionHandler, SliceHandler
 from kakehashi_widgets.shelf import Shelf
 
@@ -47,7 +48,8 @@ def link(app: ServerApp) -> None:
 
 
 def load(app: ServerApp) -> None:
-    """Add the routes. They come before Jupyter's own, so that the closed ones win."""
+    """Lay the examples; add the routes before Jupyter's own, so that the closed ones win."""
+    lay_for_session()
     base = app.web_app.settings["base_url"]
     app.web_app.settings["kakehashi_shelf"] = Shelf()
     app.web_app.add_handlers(

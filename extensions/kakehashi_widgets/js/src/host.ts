@@ -37,12 +37,19 @@ export function endpoint(path: string): URL {
 }
 
 /** Fetch without leaving a copy in the browser's cache; a refusal becomes a ServerError. */
+/** JupyterHub wants its token also with reads, unless a person's own navigation makes them. */
+function xsrf(): Record<string, string> {
+  const token = /(?:^|;\s*)_xsrf=([^;]*)/.exec(document.cookie)?.[1];
+  return token ? { "X-XSRFToken": token } : {};
+}
+
 export async function request(path: string, signal?: AbortSignal): Promise<Response> {
   let response: Response;
   try {
     response = await fetch(endpoint(path), {
       cache: "no-store",
       credentials: "same-origin",
+      headers: xsrf(),
       redirect: "error",
       ...(signal ? { signal } : {}),
     });
