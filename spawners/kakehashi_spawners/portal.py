@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from kakehashi import __version__
 from kakehashi.errors import ConfigError, RefusedError, SiteError
 from kakehashi_spawners.options import offer
 from kakehashi_spawners.outbox import Outbox
+from kakehashi_spawners.receipts import Receipts
 from kakehashi_spawners.tls import Issuer
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from kakehashi_spawners.spawner import KakehashiSpawner
 
 LIVE_S = 5.0
-RECEIPTS_SHOWN = 20
 
 
 @dataclass
@@ -60,6 +60,8 @@ class Portal:
     ----------
     sessions : dict
         Session id to its spawner, from the authority's word until the end.
+    receipts : Receipts
+        What home pages show of ended sessions.
     """
 
     def __init__(
@@ -79,9 +81,7 @@ class Portal:
         )
         self.proxy_certificate = certificates / "proxy-client" / "proxy-client.crt"
         self._live: defaultdict[str, _Live] = defaultdict(_Live)
-        self._receipts: defaultdict[str, deque[dict[str, Any]]] = defaultdict(
-            lambda: deque(maxlen=RECEIPTS_SHOWN)
-        )
+        self.receipts = Receipts(self.settings.state / "receipts.json", authority.receipt)
 
     def record(self, kind: str, person: str | None, detail: Mapping[str, Any]) -> None:
         """Have the store write an audit record, now or when it answers again.
@@ -148,14 +148,6 @@ class Portal:
                 partial(self.authority.revoke, session.session, "hub", reason),
             )
             spawner.lose_right(reason)
-
-    def keep_receipt(self, person: str, summary: dict[str, Any]) -> None:
-        """Remember a receipt's summary for the person's home page."""
-        self._receipts[person].appendleft(summary)
-
-    def receipts(self, person: str) -> list[dict[str, Any]]:
-        """Return the summaries of a person's last receipts, newest first."""
-        return list(self._receipts[person])
 
     def hub_address(self, site: str) -> str:
         """Return ``host:port`` of the hub's own interface as a site's nodes reach it."""

@@ -521,10 +521,15 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
                 "reason": state.reason,
             }
             person = self.user.name
+            about = {
+                "session": session.session,
+                "project": session.project,
+                "site": session.site,
+            }
 
             async def end() -> None:
                 receipt = await portal.authority.end(session.session, reason, scheduler)
-                portal.keep_receipt(person, summary(session, receipt))
+                portal.receipts.keep(person, about, receipt)
 
             try:
                 await end()
@@ -600,7 +605,7 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
 
     def page_receipts(self) -> list[dict[str, Any]]:
         """Return the last receipts for the home page, newest first."""
-        return current().receipts(self.user.name)
+        return current().receipts.of(self.user.name)
 
     # -- certificates -------------------------------------------------------------------------
 
@@ -625,21 +630,6 @@ def _check_options(spawner: KakehashiSpawner, options: object) -> None:
         parse(options)
     except OptionsError as error:
         spawner.refuse("options", error)
-
-
-def summary(session: Session, receipt: dict[str, Any]) -> dict[str, Any]:
-    """Shorten a receipt for the home page."""
-    items = receipt.get("items")
-    listed = items if isinstance(items, list) else []
-    left = sum(1 for item in listed if isinstance(item, dict) and item.get("result") == "left")
-    return {
-        "session": session.session,
-        "project": session.project,
-        "site": session.site,
-        "ended_at": receipt.get("ended_at"),
-        "state": receipt.get("state"),
-        "left": left,
-    }
 
 
 def _waiting(state: JobState) -> str:

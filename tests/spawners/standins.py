@@ -126,7 +126,7 @@ class Authority:
             return 200, {
                 "session": parts[1],
                 "person": session["person"],
-                "state": "complete",
+                "state": "pending" if verb == "end" else "complete",
                 "ended_at": ENDS,
                 "items": [{"item": "ticket", "result": "gone"}],
             }

@@ -49,8 +49,9 @@ def test_a_session_starts_serves_and_ends_with_a_receipt(hub: Hub, authority: Au
     assert ends[0]["scheduler"]["state"] == "ended"
     pid = hub.seen("facts", session)["pid"]
     until("the wrapper's end", lambda: not alive(pid))
-    home = alice.browser.get(f"{hub.url}/hub/home", timeout=10)
-    assert session[:8] in home.text
+    assert session[:8] in alice.browser.get(f"{hub.url}/hub/home", timeout=10).text
+    kept = hub.folder / "state" / "receipts.json"
+    until("the completed receipt", lambda: '"complete"' in kept.read_text())
 
 
 def test_the_wrapper_runs_as_the_person_and_no_secret_is_seen_outside(hub: Hub) -> None:
@@ -215,6 +216,10 @@ def test_a_session_survives_the_hubs_death(hub: Hub, authority: Authority) -> No
     alice.stop()
     assert "ends" in authority.sessions[session]
     until("the wrapper's end", lambda: not alive(pid))
+    hub.kill()
+    hub.start()
+    home = hub.login("alice").browser.get(f"{hub.url}/hub/home", timeout=10)
+    assert session[:8] in home.text, "the list of receipts survives, too"
 
 
 def test_a_start_that_the_hubs_death_cut_short_leaves_no_job(
