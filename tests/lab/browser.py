@@ -104,9 +104,7 @@ class Visitor:
         """Open a notebook in JupyterLab and wait until its kernel can be used."""
         self.page.goto(f"{self._me}lab/tree/{path}?reset")
         self.page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
-        self.page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for(
-            timeout=60_000
-        )
+        self.page.locator(".jp-StatusBar-TextItem", has_text="| Idle").wait_for(timeout=60_000)
 
     def run_all(self) -> None:
         """Run every cell by JupyterLab's menu and wait until the last has ended."""
@@ -154,10 +152,12 @@ class Visitor:
         self.shot("home-after")
 
     def log_out(self) -> None:
-        """Log out of the portal."""
+        """Log out of the portal and of the identity provider."""
         self.page.goto(f"{self.url}/hub/home")
         self.page.click("#logout")
-        self.page.wait_for_load_state()
+        # The provider asks whether to end its own log-in too.
+        self.page.click("button[name=logout]")
+        self.page.wait_for_url(re.compile(re.escape(f"{self.url}/hub/")))
         self.shot("logout")
 
 

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlencode
 
 from tests.lab.certificates import LabCA
 from tests.lab.hosts import Host, LabError, wait_for
@@ -97,6 +98,11 @@ class Portal:
         return f"{self.scheme}://{self.login.address}:{self.port}"
 
     @property
+    def goodbye(self) -> str:
+        """Return the page that the identity provider sends people to after log-out."""
+        return f"{self.url}/hub/kakehashi/logged-out"
+
+    @property
     def issuer(self) -> str:
         return f"{self.scheme}://{self.provider.address}:{self.provider_port}"
 
@@ -129,6 +135,7 @@ class Portal:
     def login_toml(self) -> str:
         """Return the login server's configuration."""
         provider = self.issuer
+        back = urlencode({"client_id": "kakehashi", "post_logout_redirect_uri": self.goodbye})
         tls = (
             'tls_key = "/etc/kakehashi/portal.key"\n'
             'tls_cert = "/etc/kakehashi/portal.crt"\n'
@@ -154,7 +161,7 @@ class Portal:
             f'authorize_url = "{provider}/auth"\n'
             f'token_url = "{provider}/token"\n'
             f'userdata_url = "{provider}/me"\n'
-            f'logout_url = "{provider}/session/end"\n'
+            f'logout_url = "{provider}/session/end?{back}"\n'
             'client_id = "kakehashi"\n'
             'client_secret_file = "/etc/kakehashi/client.secret"\n'
             f'callback_url = "{self.url}/hub/oauth_callback"\n'
@@ -212,7 +219,7 @@ def start_provider(portal: Portal) -> None:
             "id": "kakehashi",
             "secretFile": "/var/lib/provider/client.secret",
             "redirectUris": [f"{portal.url}/hub/oauth_callback"],
-            "postLogoutUris": [f"{portal.url}/hub/login", f"{portal.url}/"],
+            "postLogoutUris": [portal.goodbye],
         },
         "accounts": portal.people_file,
     }

@@ -53,7 +53,17 @@ const provider = new Provider(settings.issuer, {
   pkce: { required: () => true },
   features: {
     devInteractions: { enabled: false },
-    rpInitiatedLogout: { enabled: true },
+    // Pages of our own: the provider's default ones ask the internet for a font.
+    rpInitiatedLogout: {
+      enabled: true,
+      logoutSource: (ctx, form) => {
+        ctx.body = shell(`<h1>Log out · ログアウト</h1>${form}
+<button form="op.logoutForm" name="logout" value="yes" autofocus>Log out · ログアウト</button>`);
+      },
+      postLogoutSuccessSource: (ctx) => {
+        ctx.body = shell('<h1>Logged out · ログアウトしました</h1>');
+      },
+    },
     revocation: { enabled: true },
   },
   interactions: { url: (ctx, interaction) => `/interaction/${interaction.uid}` },
@@ -68,7 +78,7 @@ const provider = new Provider(settings.issuer, {
 
 const escape = (text) => String(text).replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
 
-const page = (uid, message) => `<!doctype html>
+const shell = (content) => `<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Platform account (demonstration)</title>
 <style>
@@ -84,13 +94,16 @@ button{margin-top:1.25rem;width:100%;font:inherit;padding:.6rem;border:0;border-
 background:#0b5c86;color:#fff;cursor:pointer}
 [role=alert]{color:light-dark(#a3111d,#ff9c9c)}
 </style>
-<main><h1>Medical image platform</h1><p>画像基盤アカウント · demonstration provider</p>
+<main>${content}</main></html>`;
+
+const page = (uid, message) => shell(`<h1>Medical image platform</h1>
+<p>画像基盤アカウント · demonstration provider</p>
 ${message ? `<p role="alert">${escape(message)}</p>` : ''}
 <form method="post" action="/interaction/${escape(uid)}">
 <label>Account · アカウント<input name="login" autocomplete="username" required autofocus></label>
 <label>Password · パスワード<input name="password" type="password"
 autocomplete="current-password" required></label>
-<button>Log in · ログイン</button></form></main></html>`;
+<button>Log in · ログイン</button></form>`);
 
 const body = (request) => new Promise((resolve, reject) => {
   let text = '';
