@@ -28,8 +28,15 @@ def render(documents: list[dict[str, object]]) -> str:
         lines += [
             f"## {document['title']}",
             "",
-            f"{document['measured_at']}, {where['processor']}, {where['cores']} cores, "
-             f"{where['memory_gib']} GiB, Linux {where['kernel']}.",
+            ", ".join(
+                [
+                    str(document["measured_at"]),
+                    str(where["processor"]),
+                    f"{where['cores']} cores",
+                    f"{where['memory_gib']} GiB",
+                    f"Linux {where['kernel']}",
+                ]
+            ),
             "",
             "| quantity | median | min | max | runs |",
             "|---|---:|---:|---:|---:|",
