@@ -102,20 +102,10 @@ def _start() -> Demo:
 
 def status() -> Demo | None:
     """Return the running demo, or None."""
-    found = ns.load(RUN_DIR)
-    if found is None:
-        return None
-    hosts, facts = found
-    if not facts.get("complete") or not all(host.alive for host in hosts.values()):
-        return None
-    return Demo(hosts["demo"], str(facts["url"]))
+    found = ns.running(RUN_DIR)
+    return None if found is None else Demo(found[0]["demo"], str(found[1]["url"]))
 
 
 def down() -> None:
     """Stop the demo; nothing of it stays running or mounted."""
-    found = ns.load(RUN_DIR)
-    if found is not None:
-        for host in found[0].values():
-            if host.alive:
-                host.kill()
-    ns.unmount_run_dir(RUN_DIR)
+    ns.stop(RUN_DIR)

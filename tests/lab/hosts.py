@@ -277,6 +277,27 @@ def load(run_dir: Path) -> tuple[dict[str, Host], dict[str, object]] | None:
     return hosts, document["facts"]
 
 
+def running(run_dir: Path) -> tuple[dict[str, Host], dict[str, object]] | None:
+    """Return the hosts and facts of what is wholly up, or None."""
+    found = load(run_dir)
+    if found is None:
+        return None
+    hosts, facts = found
+    if not facts.get("complete") or not all(host.alive for host in hosts.values()):
+        return None
+    return found
+
+
+def stop(run_dir: Path) -> None:
+    """Kill every host; nothing of them stays running or mounted."""
+    found = load(run_dir)
+    if found is not None:
+        for host in found[0].values():
+            if host.alive:
+                host.kill()
+    unmount_run_dir(run_dir)
+
+
 def need_root() -> None:
     """Refuse politely where the lab cannot work."""
     if os.geteuid() != 0:

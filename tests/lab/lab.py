@@ -12,8 +12,6 @@ address tells the site, not the person.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -192,32 +190,12 @@ def _start(lease_minutes: float) -> Lab:
 
 def status() -> Lab | None:
     """Return the running lab, or None."""
-    found = ns.load(RUN_DIR)
-    if found is None:
-        return None
-    hosts, facts = found
-    if not facts.get("complete") or not all(host.alive for host in hosts.values()):
-        return None
-    return Lab(hosts, str(facts["url"]), RUN_DIR / "ca.crt")
+    found = ns.running(RUN_DIR)
+    return None if found is None else Lab(found[0], str(found[1]["url"]), RUN_DIR / "ca.crt")
 
 
 def down() -> None:
     """Stop everything; nothing of the lab stays running or mounted."""
-    found = ns.load(RUN_DIR)
-    if found is not None:
-        for host in found[0].values():
-            if host.alive:
-                host.kill()
     if (Path("/sys/class/net") / DESK).exists():
         ns.run(["ip", "link", "del", DESK])
-    ns.unmount_run_dir(RUN_DIR)
-
-
-@contextmanager
-def running(**options: float) -> Iterator[Lab]:
-    """Give a lab for the length of a block."""
-    lab = up(**options)
-    try:
-        yield lab
-    finally:
-        down()
+    ns.stop(RUN_DIR)

@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from tests.lab import look
-from tests.lab.client import Client
+from tests.lab.client import Client, ClientError
 from tests.lab.hosts import wait_for
 from tests.lab.lab import Lab
 
@@ -167,6 +167,97 @@ def test_another_account_on_the_node_reaches_nothing_of_a_session(lab: Lab, pers
         token = server_token(kernel)
     assert token not in seen
     assert "PRIVATE KEY" not in seen
+
+
+INSIDE = """
+import os, socket, subprocess, json
+found = {}
+def attempt(name, act):
+    try:
+        act()
+    except Exception as error:
+        found[name] = type(error).__name__
+    else:
+        found[name] = "DONE"
+places = ["/", "/usr", "/etc", "/opt", "/opt/kakehashi", "/dev", "/proc", "/sys", "/run",
+          "/run/kakehashi", "/run/kakehashi/server", "/store", "/store/series", "/var", "/home",
+          "/mnt", "/usr/local", "/var/spool", "/root", "/srv"]
+for place in places:
+    attempt("write " + place, lambda: open(place + "/planted", "w"))
+for host, port in (("10.77.1.20", 22), ("10.77.1.10", 8000), ("10.77.1.10", 8081),
+                   ("10.77.2.10", 6817), ("10.77.2.1", 22), ("10.77.1.30", 9400)):
+    attempt(f"reach {host}:{port}", lambda: socket.create_connection((host, port), 3))
+attempt("submit a job", lambda: subprocess.run(["sbatch", "--wrap", "id"], check=True))
+attempt("scheduler's socket", lambda: os.stat("/run/munge/munge.socket.2"))
+attempt("trace init", lambda: open("/proc/1/mem", "rb").read(1))
+attempt("init's environment", lambda: open("/proc/1/environ", "rb").read())
+attempt("a new namespace", lambda: subprocess.run(["unshare", "--user", "true"], check=True))
+attempt("unmount", lambda: subprocess.run(["umount", "/store"], check=True))
+attempt("mount", lambda: subprocess.run(["mount", "-t", "tmpfs", "t", "/tmp"], check=True))
+attempt("the ssh agent", lambda: os.stat(os.environ["SSH_AUTH_SOCK"]))
+keys = []
+for folder, _, names in os.walk("/", onerror=lambda error: None):
+    if folder.startswith(("/proc", "/sys", "/usr", "/opt/kakehashi", "/store")):
+        continue
+    for name in names:
+        try:
+            with open(os.path.join(folder, name), "rb") as file:
+                text = file.read(65536)
+        except OSError:
+            continue
+        if b"OPENSSH PRIVATE KEY" in text:
+            keys.append(os.path.join(folder, name))
+allowed = {}
+for place in ("/tmp", "/var/tmp", "/dev/shm", "/home/session", "/work", "/work/tanaka"):
+    try:
+        with open(place + "/allowed", "w") as file:
+            file.write("x")
+        os.unlink(place + "/allowed")
+        allowed[place] = True
+    except OSError as error:
+        allowed[place] = str(error)
+"""
+
+
+def test_from_inside_there_is_no_key_no_way_out_and_no_place_to_leave_anything(
+    lab: Lab, person: People
+) -> None:
+    tanaka = person("tanaka")
+    tanaka.start(PLAIN)
+    with tanaka.kernel() as kernel:
+        ran = kernel.run(INSIDE)
+        assert ran.error is None, ran.error
+        found, keys, allowed = kernel.value("(found, keys, allowed)")
+    assert not [name for name, outcome in found.items() if outcome == "DONE"]
+    assert len(found) > 30
+    assert keys == []
+    # The controls: the places that are meant to be written can be.
+    assert set(allowed.values()) == {True}, allowed
+
+
+@pytest.mark.parametrize("name", ["node1", "node2"])
+def test_a_node_passes_its_own_check(lab: Lab, name: str) -> None:
+    answer = lab[name].run(
+        ["/opt/kakehashi/.venv/bin/python", "-m", "kakehashi.cli", "node", "check", "--json"],
+        user=TANAKA,
+    )
+    outcome = json.loads(answer.stdout)
+    assert outcome["ok"] is True
+    assert len(outcome["checks"]) > 20
+
+
+def test_a_node_without_fuse_says_so_and_refuses(lab: Lab, person: People) -> None:
+    tanaka = person("tanaka")
+    nodes = [lab[name].path("/dev/fuse") for name in ("node1", "node2")]
+    try:
+        for device in nodes:
+            device.chmod(0o600)
+        with pytest.raises(ClientError, match="fuse"):
+            tanaka.start(PLAIN)
+    finally:
+        for device in nodes:
+            device.chmod(0o666)
+    tanaka.start(PLAIN)
 
 
 def test_the_sessions_port_answers_only_to_the_hub(lab: Lab, person: People) -> None:
