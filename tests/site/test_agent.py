@@ -141,7 +141,10 @@ def submit(site: Site, **changes: Any) -> dict[str, Any]:
                 "portal_url": "https://portal.example",
                 "portal_ca": None,
                 "site": "flow",
-                "node": {"title": "名古屋 $(id) `id`\nKAKEHASHI\n"},
+                "node": {
+                    "software": site.software,
+                    "title": "名古屋 $(id) `id`\nKAKEHASHI\n",
+                },
                 "software": "0.1.0",
             },
             **changes,
@@ -222,6 +225,20 @@ def test_a_document_that_breaks_a_rule_is_refused_and_the_ticket_is_not_repeated
     answer = site.call(request, status=2)
     assert answer["error"] == "malformed"
     assert TICKET not in json.dumps(answer)
+
+
+@pytest.mark.parametrize("software", ["/tmp/other", "", None, ["/tmp/other"]])
+def test_the_wrapper_is_given_no_other_software_than_the_sites(
+    site: Site, software: object
+) -> None:
+    site.command("sbatch", "echo 1")
+    request = submit(site)
+    request["job"]["enter"]["node"]["software"] = software
+    answer = site.call(request)
+    assert (answer["ok"], answer.get("error")) == (False, "software")
+    del request["job"]["enter"]["node"]["software"]
+    assert site.call(request)["error"] == "software"
+    assert not (site.seen / "script").exists()
 
 
 @pytest.mark.parametrize(

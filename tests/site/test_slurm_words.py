@@ -32,7 +32,9 @@ enters = st.fixed_dictionaries(
         "portal_url": st.text(),
         "portal_ca": st.none() | st.text(),
         "site": st.text(),
-        "node": st.dictionaries(st.text(), st.text() | st.integers()),
+        "node": st.dictionaries(st.text(), st.text() | st.integers()).map(
+            lambda node: node | {"software": SITE.software}
+        ),
         "software": st.text(),
     }
 )

@@ -205,18 +205,23 @@ def check_job(value: object, site: SiteFile) -> Job:
         cpus=_integer(job["cpus"], "cpus", 1, 1024),
         memory_mb=_integer(job["memory_mb"], "memory_mb", 256, 1 << 26),
         minutes=_integer(job["minutes"], "minutes", 1, 31 * 24 * 60),
-        document=_document(job["enter"]),
+        document=_document(job["enter"], site),
     )
 
 
-def _document(value: object) -> str:
+def _document(value: object, site: SiteFile) -> str:
     enter = _mapping(value, "enter")
     _exactly(enter, ENTER_KEYS, "enter")
     _text(enter["session"], "enter.session", SESSION)
     if not isinstance(enter["ticket"], str) or not TICKET.fullmatch(enter["ticket"]):
         # Not through _text: no message may come near the ticket.
         raise RequestError("malformed", "enter.ticket: is not a ticket")
-    _mapping(enter["node"], "enter.node")
+    # The wrapper takes programs and a preloaded library from there, outside of the payload's
+    # world: another folder than the site's would let a hub run what it likes.
+    if _mapping(enter["node"], "enter.node").get("software") != site.software:
+        raise RequestError(
+            "software", f"enter.node.software: this site's file names {site.software!r}"
+        )
     document = json.dumps(enter, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     if len(document) > MAX_DOCUMENT:
         raise RequestError("malformed", f"enter: longer than {MAX_DOCUMENT} bytes")
