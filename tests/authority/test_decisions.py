@@ -459,6 +459,17 @@ def test_reports_are_bounded(desk: Desk) -> None:
         desk.authority.report_wrapper("hub", session, *report)
 
 
+def test_a_wrapper_that_talks_much_does_not_silence_the_sites_root(desk: Desk) -> None:
+    session = desk.granted()
+    report = desk.signed({"report": session, "items": [{"item": "x", "result": "gone"}]})
+    for _ in range(MAX_REPORTS):
+        desk.authority.report_wrapper("hub", session, *report)
+    desk.authority.report_site("hub", session, [Item(item="/tmp", result="left", detail="a file")])
+    desk.authority.end("hub", session, "done", None)
+    items = desk.authority.write_receipt(session)["items"]
+    assert {"item": "/tmp", "witness": "site", "result": "left", "detail": "a file"} in items
+
+
 def test_forged_report_is_refused(desk: Desk) -> None:
     session, other = desk.granted(), desk.granted()
     report = {"report": session, "items": [{"item": "x", "result": "gone", "detail": ""}]}

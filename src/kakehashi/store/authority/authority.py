@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from kakehashi.config import Config, Project
 
 MAX_REPORTS = 8
-"""Reports that one session may get; a session reports once, and a site once or twice."""
+"""Reports of one session that each witness may give: the wrapper one, a site's root one or two."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -359,7 +359,7 @@ class Authority:
 
     def connections_left(self, session_id: str) -> int:
         """Return how many connections of a session were not yet seen closed."""
-        return sum(c.closed_at is None for c in self._book.connections(session_id))
+        return self._book.connections_left(session_id)
 
     def receipt(self, hub: str | None, session_id: str) -> dict[str, Any] | None:
         """Return the receipt that stands for a session, or ``None``."""
@@ -552,8 +552,12 @@ class Authority:
     def _keep_report(self, session: Session, witness: str, items: Sequence[Item]) -> None:
         plain = [item.model_dump() for item in items]
         with self._book.transaction():
-            if len(self._book.reports(session.id)) >= MAX_REPORTS:
-                raise RefusedError("limit", f"the session has {MAX_REPORTS} reports already")
+            # Each its own: what a wrapper has to say must not leave the site's root without a word.
+            given = sum(report.witness == witness for report in self._book.reports(session.id))
+            if given >= MAX_REPORTS:
+                raise RefusedError(
+                    "limit", f"the session has {MAX_REPORTS} reports by the {witness} already"
+                )
             self._book.add_report(
                 session.id, "site" if witness == "site" else "wrapper", plain, self._clock()
             )

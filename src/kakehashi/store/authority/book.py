@@ -424,6 +424,19 @@ class Book:
         )
         return [Connection(**row) for row in rows]
 
+    def connections_left(self, session: str) -> int:
+        """Return how many connections of a session were not seen closed.
+
+        This is asked again and again, and a payload may have opened any number, one after the
+        other: so only those that still stand are gone through.
+        """
+        row = self._db.execute(
+            "SELECT count(*) AS n FROM connections INDEXED BY connections_open"
+            " WHERE closed_at IS NULL AND session = ?",
+            (session,),
+        ).fetchone()
+        return int(row["n"])
+
     def open_connections(self) -> list[Connection]:
         """Return all connections that were not seen closed."""
         rows = self._db.execute("SELECT * FROM connections WHERE closed_at IS NULL ORDER BY id")
