@@ -69,7 +69,9 @@ class LocalTransport:
             ) from None
         finally:
             if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
+                # An agent that sudo has started is root's, and not ours to kill: its own limits
+                # of time end it. That is still silence, and must not be another kind of error.
+                with contextlib.suppress(ProcessLookupError, PermissionError):
                     process.kill()
         return _answer(out, err)
 
