@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 PARTS = 3
 FIRST_RETRY_S = 1.0
 LAST_RETRY_S = 30.0
+# No lease is longer. Where this node's clock says that one is, or that a fresh one is over, the
+# clock is wrong: it must neither flood the portal nor let the lease lapse.
+LONGEST_LEASE_S = 15 * 60
+WRONG_CLOCK_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -102,4 +106,6 @@ class Renewer:
 
 def _until_renewal(grant: Grant) -> float:
     length = (grant.expires_at - datetime.now(UTC)).total_seconds()
+    if not 0 < length <= LONGEST_LEASE_S + WRONG_CLOCK_S:
+        return WRONG_CLOCK_S
     return max(length / PARTS, 0.05)
