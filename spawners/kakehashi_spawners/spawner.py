@@ -27,6 +27,7 @@ from kakehashi_spawners.portal import current
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from kakehashi.config import Site
     from kakehashi_spawners.sites import SiteClient
 
 MINUTES = 60
@@ -232,14 +233,7 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
             options.site,
         )
         self._tell("submitted", 10, "Your session is in the scheduler's hands")
-        try:
-            async with asyncio.timeout(chosen.site.start_timeout_s):
-                await self._wait_enrolled()
-        except TimeoutError:
-            raise SessionError(
-                f"no session within {chosen.site.start_timeout_s} s at {chosen.site.title}; "
-                "try again later, or fewer GPUs"
-            ) from None
+        await self._wait_enrolled(chosen.site)
         session = self.session
         if session is None:
             raise SessionError("the session was stopped while it started")
@@ -260,8 +254,11 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
             # Who waits gets it; who no longer waits must not be called careless in the log.
             submitted.exception()
 
-    async def _wait_enrolled(self) -> None:
+    async def _wait_enrolled(self, site: Site) -> None:
+        """Wait in the queue as long as the site allows, and then for the node."""
         pause = FIRST_QUERY_S
+        submitted_at = time.monotonic()
+        running_since: float | None = None
         enrolled = self._enrolled
         if enrolled is None:
             raise SessionError("the session was stopped while it started")
@@ -272,7 +269,19 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
             if state.state == "pending":
                 self._tell("queued", 20, _waiting(state), state.reason, state.starts_at)
             elif state.state == "running":
+                running_since = running_since or time.monotonic()
                 self._tell("preparing", 40, f"The node {_first(state.hosts)} prepares your session")
+            now = time.monotonic()
+            if running_since is not None and now - running_since > site.start_timeout_s:
+                raise SessionError(
+                    f"the job runs at {site.title}, but no session came of it within "
+                    f"{site.start_timeout_s} s; tell the portal's operators"
+                )
+            if running_since is None and now - submitted_at > site.queue_timeout_hours * 3600:
+                raise SessionError(
+                    f"no place at {site.title} within {site.queue_timeout_hours:g} h; "
+                    "try again later, or with fewer GPUs"
+                )
             await asyncio.wait([enrolled], timeout=pause)
             pause = min(pause * 1.5, SLOWEST_QUERY_S)
         enrolled.result()

@@ -238,7 +238,12 @@ class Site(_Model):
     node_name_is_address: bool = Field(
         default=False, description="The hub reaches a node by the name the scheduler gives."
     )
-    start_timeout_s: int = Field(default=300, ge=10)
+    queue_timeout_hours: float = Field(
+        default=24, gt=0, le=24 * 7, description="How long a request may wait in the queue."
+    )
+    start_timeout_s: int = Field(
+        default=300, ge=10, description="From the job's start to a session on its node."
+    )
     offline_max_hours: float = Field(default=24, gt=0, le=24 * 7)
 
     @model_validator(mode="after")

@@ -28,7 +28,9 @@ def lab() -> Iterator[Lab]:
             real_lab.down()
 
 
-@pytest.fixture(scope="session")
+# Not for the whole session: Playwright's loop stays in the thread as long as it is open, and
+# tests of other modules run loops of their own there.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Give a headless Chromium."""
     with chromium() as running:

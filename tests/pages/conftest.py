@@ -115,7 +115,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
             process.wait(10)
 
 
-@pytest.fixture(scope="session")
+# Not for the whole session: Playwright's loop stays in the thread as long as it is open, and
+# tests of other modules run loops of their own there.
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     if not Path(CHROMIUM).exists():
         pytest.skip(f"{CHROMIUM} is not installed")
