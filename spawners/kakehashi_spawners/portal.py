@@ -60,6 +60,10 @@ class Portal:
     ----------
     sessions : dict
         Session id to its spawner, from the authority's word until the end.
+    outbox : Outbox
+        What the store must be told in the end.
+    site_outboxes : dict
+        The same for each site's agent.
     receipts : Receipts
         What home pages show of ended sessions.
     """
@@ -74,6 +78,8 @@ class Portal:
         self.software = __version__
         self.sessions: dict[str, KakehashiSpawner] = {}
         self.outbox = Outbox()
+        # Of their own: a site that is silent must not keep the store from hearing of lost rights.
+        self.site_outboxes: defaultdict[str, Outbox] = defaultdict(Outbox)
         certificates = self.settings.state / "internal-ssl"
         self.issuer = Issuer(
             certificates / "notebooks-ca" / "notebooks-ca.crt",

@@ -501,7 +501,7 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
             await cancel()
         except (SiteError, RefusedError) as error:
             self.log.warning("%s: job %s: %s", self._log_name, job, error)
-            current().outbox.add(f"end of job {job}", cancel)
+            current().site_outboxes[site].add(f"end of job {job}", cancel)
 
     async def _gone(self) -> JobState:
         deadline = time.monotonic() + STOP_S

@@ -196,6 +196,27 @@ def test_a_silent_scheduler_is_not_an_end(hub: Hub, authority: Authority) -> Non
     assert "ends" in authority.sessions[session]
 
 
+def test_a_silent_site_does_not_keep_the_store_from_being_told(
+    hub: Hub, authority: Authority
+) -> None:
+    """What the store must hear, lost rights above all, does not wait behind a job's end."""
+    alice, session = running(hub)
+    site_file = hub.folder / "site.json"
+    text = site_file.read_text()
+    marks = hub.log().count("end of job")
+    # Too deep for the agent, which then says nothing at all; a refusal would be an answer.
+    site_file.write_text("[" * 100_000)
+    try:
+        alice.call("DELETE", "api/users/alice/server")
+        until("tries to end the job", lambda: hub.log().count("end of job") >= marks + 2)
+        told = len(authority.kinds("enrol-refused"))
+        hub.post("enrol", {"session": "0" * 32})
+        until("the record", lambda: len(authority.kinds("enrol-refused")) > told, 10)
+    finally:
+        site_file.write_text(text)
+    until("the end", lambda: "ends" in authority.sessions[session], 60)
+
+
 def test_a_receipt_is_not_lost_while_the_store_is_away(hub: Hub, authority: Authority) -> None:
     alice, session = running(hub)
     authority.down = True
