@@ -14,7 +14,7 @@ import ipaddress
 import json
 import ssl
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from kakehashi_spawners.spawner import KakehashiSpawner, Session
 
 MAX_BODY = 64 * 1024
-# Refused requests a minute, for one session or, where the session is unknown, one address.
+# Refused requests a minute from one address, for each session and for all that are unknown.
 MAX_REFUSED = 20
 REFUSED_WINDOW_S = 60.0
 REMEMBERED = 4096
@@ -105,11 +105,12 @@ class Refusals:
     """Counts refused requests, so that nobody can guess or flood."""
 
     def __init__(self) -> None:
-        self._seen: OrderedDict[str, list[float]] = OrderedDict()
+        self._seen: OrderedDict[str, deque[float]] = OrderedDict()
 
     def add(self, key: str) -> None:
         """Note one."""
-        self._seen.setdefault(key, []).append(time.monotonic())
+        # Bounded: what is remembered of a flood, and gone through at each request, stays small.
+        self._seen.setdefault(key, deque(maxlen=MAX_REFUSED)).append(time.monotonic())
         self._seen.move_to_end(key)
         while len(self._seen) > REMEMBERED:
             self._seen.popitem(last=False)
@@ -123,11 +124,8 @@ class Refusals:
             With code ``limit``.
         """
         since = time.monotonic() - REFUSED_WINDOW_S
-        recent = [moment for moment in self._seen.get(key, ()) if moment > since]
-        if len(recent) >= MAX_REFUSED:
+        if sum(moment > since for moment in self._seen.get(key, ())) >= MAX_REFUSED:
             raise RefusedError("limit", "too many refused requests; wait a minute")
-        if key in self._seen:
-            self._seen[key] = recent
 
 
 def source_address(request: Any, proxy_certificate: bytes | None) -> str:
@@ -215,15 +213,15 @@ class NodeHandler(_Quiet):
         spawner: KakehashiSpawner | None = None
         identifier = "?"
         try:
-            body = self._parse()
+            body = self._parse(address)
             identifier = body.session
             spawner = portal.sessions.get(identifier)
             self.refusals.check(_key(spawner, identifier, address))
             _check_address(portal, _session(spawner), address)
             answer = await self.answer(portal, portal.sessions[identifier], body, address)
         except RefusedError as error:
-            self.refusals.add(_key(spawner, identifier, address))
             if error.code != "limit":
+                self.refusals.add(_key(spawner, identifier, address))
                 portal.record(
                     f"{self.name}-refused",
                     None if spawner is None else spawner.user.name,
@@ -246,17 +244,21 @@ class NodeHandler(_Quiet):
         """Answer a request that came from the session's site."""
         raise NotImplementedError
 
-    def _parse(self) -> _Body:
+    def _parse(self, address: str) -> _Body:
         try:
             return self.model.model_validate_json(b"".join(self._chunks))
         except ValidationError as error:
+            # Rubbish needs no session's name, and each refusal is a record at the store.
+            self.refusals.check(_key(None, "?", address))
             problem = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in problem["loc"]) or "(body)"
             raise RefusedError("malformed", f"{where[:80]}: {problem['msg']}") from None
 
 
 def _key(spawner: KakehashiSpawner | None, identifier: str, address: str) -> str:
-    return f"address {address}" if spawner is None else f"session {identifier}"
+    # Also by address where the session is known: who merely knows its name, elsewhere, must not
+    # keep its keeper from renewing the lease.
+    return f"address {address}" if spawner is None else f"session {identifier} from {address}"
 
 
 def _check_address(portal: Portal, session: Session, address: str) -> None:

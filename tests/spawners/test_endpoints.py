@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import os
 import signal
@@ -187,6 +188,35 @@ def test_guessing_is_slowed_down(node: Node) -> None:
         refused(node.enrol(ticket="y" * 43), 403, "ticket")
     refused(node.enrol(ticket="y" * 43), 429, "limit")
     refused(node.enrol(), 429, "limit")
+
+
+def post_from(address: str, hub: Hub, call: str, body: object) -> int:
+    """Post from another loopback address, which the proxy passes on, and return the status."""
+    elsewhere = http.client.HTTPConnection(
+        "127.0.0.1", hub.port, timeout=60, source_address=(address, 0)
+    )
+    elsewhere.request("POST", f"/hub/api/kakehashi/{call}", json.dumps(body))
+    status = elsewhere.getresponse().status
+    elsewhere.close()
+    return status
+
+
+def test_guessing_elsewhere_does_not_stop_the_sessions_own_node(node: Node) -> None:
+    """Colleagues know a session's name from the work folder; that must not be a way to end it."""
+    wrong = node.request(ticket="y" * 43)
+    statuses = [post_from("127.0.0.2", node.hub, "enrol", wrong) for _ in range(22)]
+    assert statuses == [403] * 20 + [429] * 2
+    assert node.enrol().status_code == 200
+    assert node.signed("renew").status_code == 200
+
+
+def test_rubbish_does_not_fill_the_trail(hub: Hub, authority: Authority) -> None:
+    before = len(authority.kinds("leave-refused"))
+    statuses = [post_from("127.0.0.3", hub, "leave", {"rubbish": 1}) for _ in range(40)]
+    assert statuses == [422] * 20 + [429] * 20
+    post_from("127.0.0.4", hub, "leave", {"session": "0" * 32})
+    until("the last record", lambda: authority.audit[-1]["detail"].get("address") == "127.0.0.4")
+    assert len(authority.kinds("leave-refused")) == before + 21
 
 
 def test_renewal_and_report_are_passed_on_to_the_store(node: Node, authority: Authority) -> None:
