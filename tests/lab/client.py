@@ -136,6 +136,10 @@ class Client:
             if time.monotonic() > deadline:
                 raise ClientError("the session did not stop")
             time.sleep(0.1)  # the pause of a poll with a deadline
+        # The next server does not know the log-in of this one.
+        for cookie in list(self.http.cookies):
+            if cookie.path == f"/user/{self.name}/":
+                self.http.cookies.clear(cookie.domain, cookie.path, cookie.name)
 
     def enter_lab(self) -> None:
         """Get the cookies of the person's server by its log-in through the hub."""
