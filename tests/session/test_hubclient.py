@@ -122,6 +122,8 @@ def portal() -> Iterator[tuple[str, dict[str, Any]]]:
     [
         (410, b'{"error": "ended", "message": "over"}', RefusedError),
         (403, b"<html>no</html>", RefusedError),
+        (404, b'{"error": "session", "message": "unknown here"}', RefusedError),
+        (404, b"<html>no route</html>", UnreachableError),
         (500, b'{"error": "x", "message": "y"}', UnreachableError),
         (503, b"", UnreachableError),
         (429, b"{}", UnreachableError),

@@ -250,10 +250,12 @@ class HubClient:
             value = None
         if status == http.client.OK and isinstance(value, dict):
             return value
-        if status < 400 or status >= 500 or status in {_TOO_MANY, _TIMEOUT}:
-            raise UnreachableError(f"the portal answered {status} to {call}")
         given = value if isinstance(value, dict) else {}
         code = given.get("error")
+        # Without a word of the hub's own, "not found" is its proxy's while there is no hub.
+        nobody = status == http.client.NOT_FOUND and not isinstance(code, str)
+        if status < 400 or status >= 500 or status in {_TOO_MANY, _TIMEOUT} or nobody:
+            raise UnreachableError(f"the portal answered {status} to {call}")
         message = given.get("message")
         raise RefusedError(
             code if isinstance(code, str) else f"http-{status}",
