@@ -70,7 +70,7 @@ _DEVICES = frozenset(
         "zero",
     }
 )
-_ATTACH, _DETACH = 16, 17
+_SEIZE = 0x4206
 _NS_GET_PARENT = 0xB702
 _AF_NETLINK, _AF_PACKET, _AF_ALG, _AF_VSOCK = 16, 17, 38, 40
 
@@ -123,9 +123,10 @@ def _processes(_: dict[str, Any]) -> str:
 
 
 def _attach(pid: int) -> None:
-    if _libc.ptrace(_ATTACH, pid, None, None) < 0:
+    # Unlike attaching, this does not stop a process that it was possible for; it is let go of
+    # when this one ends.
+    if _libc.ptrace(_SEIZE, pid, None, None) < 0:
         raise OSError(ctypes.get_errno(), "ptrace")
-    _libc.ptrace(_DETACH, pid, None, None)
 
 
 def _first(path: str) -> bytes:
