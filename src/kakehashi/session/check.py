@@ -290,7 +290,47 @@ def _software(node: Node) -> str:
     for path in (node.software, *node.read_only):
         if not os.access(path, os.R_OK):
             raise _MissingError(f"{path} is not there, or not readable for this account")
+        if _is_way_out(path):
+            raise _MissingError(_way_out(path))
     return node.software
+
+
+def _is_way_out(path: str) -> bool:
+    """Tell whether this account can make a pipe or a socket there.
+
+    The payload reaches both through a read-only mount, and out of its network: whoever listens
+    outside gets what it writes.
+    """
+    return os.access(path, os.W_OK)
+
+
+def _way_out(path: str) -> str:
+    return (
+        f"{path} is shown to the payload and can be written by this account, which could leave a "
+        "pipe or a socket there to carry data out; let it belong to another account, or show a "
+        "folder that does"
+    )
+
+
+def _sharing(node: Node) -> str:
+    """Go through all that is shown to the payload, for which a session's start has no time."""
+    seen = 0
+    for path in (node.software, *node.read_only):
+        for folder, _, _ in os.walk(path):
+            seen += 1
+            if _is_way_out(folder):
+                raise _MissingError(_way_out(folder))
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    known = entry.is_dir(follow_symlinks=False) or entry.is_file(
+                        follow_symlinks=False
+                    )
+                    if not known and not entry.is_symlink() and _is_way_out(entry.path):
+                        raise _MissingError(
+                            f"{entry.path} is a pipe, a socket or a device, and shown to the "
+                            "payload, which could carry data out by it; remove it"
+                        )
+    return f"{seen} folders, none of which this account can write"
 
 
 def plan_for(node: Node, *, stand_ins: bool) -> Plan:
@@ -367,7 +407,7 @@ def end(pid: int, patience_s: float = 5.0) -> None:
 
 def node_checks(node: Node) -> list[Check]:
     """Run every check: what the node has, then the probe inside a real payload's world."""
-    checks = quick(node)
+    checks = [*quick(node), _look("shown folders", _sharing, node)]
     if all(check.ok for check in checks):
         checks += try_world(plan_for(node, stand_ins=True))
     return checks
