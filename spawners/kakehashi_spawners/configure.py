@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 NODE_LEAST = 20
 PROXY_SCRIPT = "configurable-http-proxy/bin/configurable-http-proxy"
 REFRESH_S = 40
+TOKEN_S = 30 * 24 * 3600
 SCOPES = ["openid", "profile", "email", "groups", "offline_access"]
 WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - looked for, not bound
 
@@ -84,6 +85,8 @@ def _configure_hub(c: Any, portal: Portal) -> None:
     hub.db_url = f"sqlite:///{settings.state / 'jupyterhub.sqlite'}"
     hub.cookie_secret_file = str(settings.state / "cookie-secret")
     hub.cookie_max_age_days = 1
+    # A token that was lost or taken must not open its person's sessions for ever.
+    hub.token_expires_in_max_seconds = TOKEN_S
     hub.cleanup_servers = False
     hub.allow_named_servers = False
     hub.spawner_class = KakehashiSpawner

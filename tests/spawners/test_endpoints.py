@@ -285,6 +285,12 @@ def test_batchspawner_alone_would_have_registered_it() -> None:
     assert out == ["['BatchSpawnerAPIHandler']", "['RetiredHandler']"]
 
 
+def test_a_persons_token_ends_by_itself(hub: Hub) -> None:
+    made = hub.login("alice").call("POST", "api/users/alice/tokens", json={"note": "script"})
+    assert made.status_code == 201, made.text
+    assert made.json()["expires_at"]
+
+
 def test_a_servers_token_is_no_persons(hub: Hub, authority: Authority) -> None:
     hub.plan(mode="serve")
     alice = hub.login("alice")
