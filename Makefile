@@ -1,6 +1,6 @@
 PYTHON := .venv/bin/python
 
-.PHONY: help install demo demo-check demo-status demo-stop lab lab-status lab-stop test lint bench docs
+.PHONY: help install demo demo-check demo-status demo-stop lab lab-status lab-stop test lint bench docs screenshots
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -42,3 +42,6 @@ bench: install  ## all benchmarks; renders docs/benchmarks.md
 
 docs: install  ## check the documentation's links and commands
 	@$(PYTHON) -m pytest -q tests/test_docs.py
+
+screenshots: install  ## take the pictures of docs/ anew, on the lab
+	@$(PYTHON) -m tests.lab.screenshots

@@ -28,6 +28,7 @@ NODE_LEAST = 20
 PROXY_SCRIPT = "configurable-http-proxy/bin/configurable-http-proxy"
 REFRESH_S = 40
 TOKEN_S = 30 * 24 * 3600
+OPERATOR_SCOPES = ["admin-ui", "list:users", "list:groups", "read:servers", "delete:servers"]
 SCOPES = ["openid", "profile", "email", "groups", "offline_access"]
 WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - looked for, not bound
 
@@ -108,6 +109,15 @@ def _configure_proxy(c: Any, portal: Portal) -> None:
 
 def _configure_identity(c: Any, config: Config) -> None:
     identity = config.need_identity()
+    # Not JupyterHub's administrators: those may enter any session, and make tokens for it.
+    c.JupyterHub.load_roles = [
+        {
+            "name": "portal-operator",
+            "description": "Sees who has a session and may end it; enters none",
+            "scopes": OPERATOR_SCOPES,
+            "groups": sorted(identity.admin_groups),
+        }
+    ]
     c.JupyterHub.authenticator_class = KakehashiAuthenticator
     mine = c.KakehashiAuthenticator
     mine.issuer = identity.issuer
@@ -127,7 +137,7 @@ def _configure_identity(c: Any, config: Config) -> None:
     mine.enable_pkce = True
     mine.manage_groups = True
     mine.auth_state_groups_key = f"oauth_user.{identity.groups_claim}"
-    mine.admin_groups = set(identity.admin_groups)
+    mine.operator_groups = set(identity.admin_groups)
     mine.allow_all = False
     mine.allow_existing_users = False
     mine.enable_auth_state = True

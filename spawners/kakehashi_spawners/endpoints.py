@@ -477,14 +477,14 @@ class SitesHandler(_Quiet):
 
 
 class ReceiptHandler(_Quiet):
-    """``GET receipts/SESSION``: for whose session it was, and administrators."""
+    """``GET receipts/SESSION``: for whose session it was, and the portal's operators."""
 
     async def get(self, session: str) -> None:
         """Answer the receipt."""
         _own(self)
         receipt = await current().authority.receipt(session)
         user = self.current_user
-        if receipt.get("person") != user.name and not user.admin:
+        if receipt.get("person") != user.name and not self.has_scope("admin-ui"):
             # As for a session that never was.
             raise RefusedError("session", "there is no such receipt")
         self.finish(json.dumps(receipt))

@@ -18,6 +18,7 @@ from oauthenticator.oauth2 import OAuthCallbackHandler, OAuthLogoutHandler
 from tornado.httpclient import HTTPClientError
 from tornado.web import HTTPError
 from traitlets import Float, Unicode
+from traitlets import Set as SetTrait
 
 from kakehashi.errors import KakehashiError
 from kakehashi_spawners.pages import NoProjectError
@@ -92,6 +93,9 @@ class KakehashiAuthenticator(GenericOAuthenticator):  # type: ignore[misc]  # it
         ``mfa``. Empty: none.
     issuer : str
         What the ID token must name as its issuer.
+    operator_groups : set of str
+        Groups whose people operate the portal: they are let in without a project. What else
+        they may do is a role's matter (``configure.py``).
     fresh_s : float
         Seconds for which an answer of the provider holds.
     """
@@ -102,6 +106,7 @@ class KakehashiAuthenticator(GenericOAuthenticator):  # type: ignore[misc]  # it
     required_claim = Unicode("", config=True)
     required_value = Unicode("", config=True)
     issuer = Unicode("", config=True)
+    operator_groups = SetTrait(Unicode(), config=True)
     fresh_s = Float(FRESH_S, config=True)
 
     def __init__(self, **kwargs: Any) -> None:
@@ -112,7 +117,7 @@ class KakehashiAuthenticator(GenericOAuthenticator):  # type: ignore[misc]  # it
     # -- log-in -------------------------------------------------------------------------------
 
     async def check_allowed(self, username: str, auth_model: dict[str, Any] | None) -> bool:
-        """Let in who shows the required claim and has a project, or administers."""
+        """Let in who shows the required claim and has a project, or operates the portal."""
         # JupyterHub also asks about names in its database, without a log-in; that is no right.
         if auth_model is None:
             return False
@@ -133,7 +138,7 @@ class KakehashiAuthenticator(GenericOAuthenticator):  # type: ignore[misc]  # it
             raise HTTPError(
                 503, "the store cannot say which projects you have; try again"
             ) from error
-        if not projects and not auth_model.get("admin"):
+        if not projects and not self.operator_groups.intersection(groups):
             current().record("log-in-refused", username, {"words": "no project", "groups": groups})
             raise NoProjectError(username, groups)
         if not state.get("refresh_token"):

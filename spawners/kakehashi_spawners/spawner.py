@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 MINUTES = 60
 FIRST_QUERY_S = 0.25
 SLOWEST_QUERY_S = 3.0
+KNOCK_S = 0.1
 STOP_S = 60.0
 # Asked at the identity provider so often that, with a poll's own length, 45 s are kept.
 RIGHT_S = 25.0
@@ -239,7 +240,8 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
             raise SessionError("the session was stopped while it started")
         self._save()
         self._tell("starting", 80, "JupyterLab is starting")
-        return f"https://{_bracketed(session.host or '')}:{session.port}"
+        await self._wait_listening(session, chosen.site)
+        return _address(session)
 
     def _on_submitted(self, task: asyncio.Task[str]) -> None:
         submitted = self.submitted
@@ -285,6 +287,31 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
             await asyncio.wait([enrolled], timeout=pause)
             pause = min(pause * 1.5, SLOWEST_QUERY_S)
         enrolled.result()
+
+    async def _wait_listening(self, session: Session, site: Site) -> None:
+        """Wait until the person's server answers.
+
+        JupyterHub would wait too, but with pauses that grow to seconds.
+        """
+        deadline = time.monotonic() + site.start_timeout_s
+        asked = time.monotonic()
+        while await self._knock(session) != "open":
+            now = time.monotonic()
+            if self.session is None:
+                raise SessionError("the session was stopped while it started")
+            if self._lost is not None:
+                raise SessionError(f"right lost: {self._lost}")
+            if now > deadline:
+                raise SessionError(
+                    f"JupyterLab did not answer within {site.start_timeout_s} s; its log is "
+                    f".kakehashi/logs/{session.session}.log in the project's work folder"
+                )
+            if now - asked > SLOWEST_QUERY_S:
+                asked = now
+                state = await self._query()
+                if state.state == "ended":
+                    raise SessionError(f"the job ended while JupyterLab started: {state.reason}")
+            await asyncio.sleep(KNOCK_S)
 
     def _save(self) -> None:
         self.orm_spawner.state = self.get_state()
@@ -429,7 +456,7 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
         # While it starts, JupyterHub itself waits for the server, and not without end.
         if session is None or self._stopping or self.pending:
             return True
-        outcome = await self._knock()
+        outcome = await self._knock(session)
         if outcome == "open":
             self._refused_connections = 0
             return True
@@ -441,7 +468,7 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
         lapsed = _parse(session.lease_expires_at) + dt.timedelta(hours=offline_hours)
         return dt.datetime.now(dt.UTC) < lapsed
 
-    async def _knock(self) -> str:
+    async def _knock(self, session: Session) -> str:
         settings = self.user.settings
         context = make_ssl_context(
             settings.get("internal_ssl_key"),
@@ -452,7 +479,7 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
         try:
             await client.fetch(
                 HTTPRequest(
-                    f"{self.server.url}api",
+                    f"{_address(session)}{self.server.base_url}api",
                     connect_timeout=HEALTH_TIMEOUT_S,
                     request_timeout=HEALTH_TIMEOUT_S,
                     follow_redirects=False,
@@ -648,6 +675,11 @@ def _waiting(state: JobState) -> str:
 
 def _first(hosts: tuple[str, ...]) -> str:
     return hosts[0] if hosts else "(not named)"
+
+
+def _address(session: Session) -> str:
+    """Return where the hub and its proxy reach a session's server."""
+    return f"https://{_bracketed(session.host or '')}:{session.port}"
 
 
 def _bracketed(host: str) -> str:

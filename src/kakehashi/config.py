@@ -112,7 +112,10 @@ class Identity(_Model):
     login_service: str = "Platform account"
     username_claim: str = "preferred_username"
     groups_claim: str = "groups"
-    admin_groups: frozenset[str] = frozenset()
+    admin_groups: frozenset[str] = Field(
+        default=frozenset(),
+        description="Groups that operate the portal: they see and end sessions, and enter none.",
+    )
     require_claim: RequiredClaim | None = None
     ca_file: AbsolutePath | None = None
 

@@ -81,9 +81,21 @@ def test_who_has_no_project_gets_a_page_that_says_what_to_do(house: House) -> No
     assert until("the record", lambda: house.authority.kinds("log-in-refused"))
 
 
-def test_an_administrator_needs_no_project(house: House) -> None:
-    _, back = house.hub.login_oidc("root", house.provider)
+def test_an_operator_needs_no_project_and_enters_no_session(house: House) -> None:
+    root, back = house.hub.login_oidc("root", house.provider)
     assert back.status_code == 302
+    house.hub.login_oidc("alice", house.provider)
+    # The control: what an operator is there for is allowed.
+    listed = root.call("GET", "api/users")
+    assert listed.status_code == 200
+    assert {"alice", "root"} <= {user["name"] for user in listed.json()}
+    assert not any(user.get("admin") for user in listed.json())
+    for body in ({"scopes": ["access:servers!user=alice"]}, {}):
+        assert root.call("POST", "api/users/alice/tokens", json=body).status_code in {400, 403, 404}
+    own = root.call("POST", "api/users/root/tokens", json={"scopes": ["access:servers!user=alice"]})
+    assert own.status_code in {400, 403}
+    assert root.call("PATCH", "api/users/root", json={"admin": True}).status_code in {403, 404}
+    assert root.call("POST", "api/users/alice/server", json={}).status_code in {403, 404}
 
 
 def test_a_stolen_code_is_worth_nothing_without_its_verifier(house: House) -> None:
