@@ -141,6 +141,10 @@ class Portal:
                 known.asked_at = time.monotonic()
         return known.queues
 
+    def changed(self, site: str) -> None:
+        """Ask a site anew when next its queues are shown: a job of ours came or went."""
+        self._live[site].asked_at = float("-inf")
+
     def keep_only(self, person: str, projects: Iterable[str], reason: str) -> None:
         """End those sessions of a person whose project is not among the ones they still have."""
         still = set(projects)

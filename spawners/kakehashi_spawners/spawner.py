@@ -241,6 +241,7 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
         self._save()
         self._tell("starting", 80, "JupyterLab is starting")
         await self._wait_listening(session, chosen.site)
+        portal.changed(options.site)
         return _address(session)
 
     def _on_submitted(self, task: asyncio.Task[str]) -> None:
@@ -550,6 +551,7 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
                 return
             portal = current()
             portal.sessions.pop(session.session, None)
+            portal.changed(session.site)
             scheduler = {
                 "site": session.site,
                 "job": self.job_id,
