@@ -30,7 +30,7 @@ lab-stop: install  ## stop the lab
 	@$(PYTHON) -m tests.lab lab down
 
 test: install  ## all tests
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m tests.run
 
 lint: install  ## ruff and mypy
 	@.venv/bin/ruff check .
