@@ -58,6 +58,7 @@ Url = Annotated[str, AfterValidator(_https_or_loopback)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 ProjectId = Annotated[str, Field(pattern=f"^{PROJECT_ID.pattern}$")]
 Account = Annotated[str, Field(pattern=f"^{ACCOUNT.pattern}$")]
+SiteName = Annotated[str, Field(pattern=f"^{SITE_NAME.pattern}$")]
 
 
 _Part = TypeVar("_Part")
@@ -138,6 +139,19 @@ class Limits(_Model):
     sessions_per_person: int = Field(default=4, ge=1, le=64)
 
 
+class StoreSite(_Model):
+    """What the store itself knows of a site, so that it need not take a hub's word for it."""
+
+    addresses: tuple[Cidr, ...] = Field(
+        min_length=1, description="Source addresses from which the site's nodes reach the store."
+    )
+    witness_key: str | None = Field(
+        default=None,
+        pattern=r"^ssh-ed25519 [A-Za-z0-9+/]{68}$",
+        description="Public key of the site's root, whose epilog scans nodes; none without one.",
+    )
+
+
 class StoreHost(_Model):
     """The store: files, catalogue, sshd, authority, audit."""
 
@@ -158,6 +172,9 @@ class StoreHost(_Model):
         default=(), description="Files on other machines' storage that get the audit head."
     )
     limits: Limits = Limits()
+    sites: dict[SiteName, StoreSite] = Field(
+        default={}, description="Sites, as the store itself holds hubs to them."
+    )
 
 
 class CohortQuery(_Model):
@@ -177,10 +194,17 @@ class Project(_Model):
     title_ja: str | None = None
     purpose: str
     approval: str = Field(description="Number of the ethics committee's approval.")
+    starts: dt.date | None = Field(default=None, description="First day (UTC) of its grants.")
     expires: dt.date
     groups: frozenset[str] = Field(min_length=1)
     sites: frozenset[str] = Field(min_length=1)
     cohort: CohortQuery = CohortQuery()
+
+    @model_validator(mode="after")
+    def _starts_before_it_expires(self) -> Self:
+        if self.starts is not None and self.starts > self.expires:
+            raise ValueError(f"starts ({self.starts}) lies after expires ({self.expires})")
+        return self
 
 
 class Queue(_Model):
@@ -271,7 +295,7 @@ class Config(_Model):
     identity: Identity | None = None
     authority: AuthorityEndpoint | None = None
     store: StoreHost | None = None
-    sites: dict[Annotated[str, Field(pattern=f"^{SITE_NAME.pattern}$")], Site] = {}
+    sites: dict[SiteName, Site] = {}
     projects: tuple[Project, ...] = ()
 
     @model_validator(mode="after")

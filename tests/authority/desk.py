@@ -20,6 +20,7 @@ from kakehashi.store.authority.models import GrantRequest, SessionRequest
 if TYPE_CHECKING:
     from pathlib import Path
 
+ANYWHERE = ["0.0.0.0/0", "::/0"]
 START = 1_800_000_000.0
 """2027-01-15T08:00:00Z."""
 
@@ -33,6 +34,7 @@ class Desk:
         Keys.create(self.layout.keys)
         Book.create(self.layout.book).close()
         self.key = Ed25519PrivateKey.generate()
+        self.root_key = Ed25519PrivateKey.generate()
         self.configure(limits=limits)
         for project in ("lung", "brain", "brief"):
             self.layout.view(project).mkdir(parents=True)
@@ -49,20 +51,30 @@ class Desk:
                     "account_prefix": "k",
                     "audit_anchors": [self.layout.root / "anchor"],
                     "limits": changes.get("limits", {}),
+                    "sites": changes.get("sites", {}),
                 },
                 "projects": changes.get(
                     "projects",
                     [
-                        project("lung", "2099-01-01"),
+                        project("lung", "2099-01-01", ("here", "scanned")),
                         project("brain", "2099-01-01"),
                         project("brief", "2027-01-15"),
                         project("old", "2027-01-14"),
                     ],
                 ),
-                "sites": changes.get("sites", {}),
             }
         )
         self.authority = Authority(self.config, self._clock)
+
+    def with_epilog(self) -> None:
+        """Have a site ``scanned`` whose root is a witness."""
+        key = public_line(self.root_key.public_key())
+        self.configure(
+            sites={
+                "here": {"addresses": ANYWHERE},
+                "scanned": {"addresses": ANYWHERE, "witness_key": key},
+            }
+        )
 
     def _clock(self) -> float:
         return self.now
@@ -108,6 +120,11 @@ class Desk:
         return self.authority.renew(
             hub, session, *self.signed({"renew": session, "counter": counter})
         )
+
+    def witness(
+        self, message: dict[str, Any], key: Ed25519PrivateKey | None = None, site: str = "scanned"
+    ) -> dict[str, Any]:
+        return self.authority.witness("hub", site, *self.signed(message, key or self.root_key))
 
     def records(self, session: str | None = None) -> list[Record]:
         found = Audit(self.layout.audit).records()

@@ -170,17 +170,56 @@ def test_revocation_by_hand_works_with_the_authority_dead(store: RealStore) -> N
     os.kill(authority, signal.SIGSTOP)
     try:
         with node.connected(store.view()) as link:
-            arguments = ["revoke", session, "--by", "admin", "--reason", "left"]
+            arguments = ["revoke", "--session", session, "--by", "admin", "--reason", "left"]
             done = kakehashi(store, *arguments)
             assert done.returncode == 0, done.stderr
+            # It waits until the store has seen them closed.
+            assert "0 of their connections still stand" in done.stdout
             link.closed_after(2)
     finally:
         os.kill(authority, signal.SIGCONT)
     (record,) = store.records(session, "session.revoked")
     assert record.detail == {"by": "admin", "reason": "left"}
-    unknown = kakehashi(store, "revoke", "0" * 32, "--by", "a", "--reason", "b")
+    unknown = kakehashi(store, "revoke", "--session", "0" * 32, "--by", "a", "--reason", "b")
     assert unknown.returncode == 1
     assert "no such session" in unknown.stderr
+    for words in ([], ["--person", "alice", "--all"]):
+        assert kakehashi(store, "revoke", *words, "--by", "a", "--reason", "b").returncode == 2
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("words", "others"),
+    [(["--person", "alice"], True), (["--site", "here"], False), (["--all"], False)],
+)
+def test_kill_switches_cut_at_once_and_hold_until_lifted(
+    store: RealStore, words: list[str], others: bool
+) -> None:
+    session, node, _ = store.session(person="alice")
+    another, elsewhere, _ = store.session(person="bob")
+    operator = ["--by", "admin", "--reason", "stolen laptop"]
+    with node.connected(store.view()) as link, elsewhere.connected(store.view()) as second:
+        done = kakehashi(store, "revoke", *words, *operator)
+        assert done.returncode == 0, done.stderr
+        link.closed_after(2)
+        if others:
+            second.ask()
+            store.hub.renew(another, elsewhere, 1).ok()
+        else:
+            second.closed_after(2)
+    try:
+        store.hub.renew(session, node, 1).refused(410, "ended")
+        refused = store.hub.create(person="alice")
+        refused.refused(403, "blocked")
+        assert "stolen laptop" in refused.body["message"]
+        (listed,) = json.loads(kakehashi(store, "blocks", "--json").stdout)
+        assert (listed["by"], listed["reason"]) == ("admin", "stolen laptop")
+    finally:
+        lifted = kakehashi(store, "allow", *words, "--by", "admin")
+    assert lifted.returncode == 0, lifted.stderr
+    store.hub.create(person="alice").ok()
+    assert kakehashi(store, "allow", *words, "--by", "admin").returncode == 1
+    assert [record.detail["by"] for record in store.records(kind="right.allowed")][-1] == "admin"
 
 
 # audit and receipt

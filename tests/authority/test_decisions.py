@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from kakehashi.errors import RefusedError
 from kakehashi.store.authority.authority import MAX_REPORTS, Authority
 from kakehashi.store.authority.ca import PublicKey
-from kakehashi.store.authority.models import Item
 from tests.authority.desk import START, Desk, project
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def certificate(grant: dict[str, Any]) -> SSHCertificate:
 def test_projects_are_those_of_the_groups_and_unexpired(desk: Desk) -> None:
     groups = frozenset({"g-lung", "g-old", "g-brief"})
     (lung, brief) = desk.authority.projects(groups)
-    assert (lung["id"], lung["series"], lung["sites"]) == ("lung", 2, ["here"])
+    assert (lung["id"], lung["series"], lung["sites"]) == ("lung", 2, ["here", "scanned"])
     assert brief["id"] == "brief"
     assert desk.authority.projects(frozenset({"g-none"})) == []
     # The last day belongs to the project; the day after does not.
@@ -264,14 +263,7 @@ def test_manifest_is_read_anew_when_it_was_replaced(desk: Desk) -> None:
 
 
 def test_address_must_be_the_sites(desk: Desk) -> None:
-    site = {
-        "title": "Here",
-        "scheduler": "none",
-        "agent": ["agent"],
-        "addresses": ["10.1.0.0/16", "10.2.0.1/32"],
-        "accounts": {},
-        "queues": [{"name": "q"}],
-    }
+    site = {"addresses": ["10.1.0.0/16", "10.2.0.1/32"]}
     desk.configure(sites={"here": site})
     created = desk.create()
     with refused("address"):
@@ -434,20 +426,101 @@ def test_receipt_names_the_witness_of_each_item(desk: Desk) -> None:
         "report of the site's root": ("none", "unknown"),
         "job": ("scheduler", "seen"),
         "GPU memory": ("none", "unknown"),
+        "swap": ("none", "unknown"),
     }
+    assert "claimed by the wrapper" in str(receipt["items"])
 
 
-def test_late_report_gives_a_new_revision(desk: Desk) -> None:
-    session = desk.granted()
+def seen(job: str = "7", **changes: object) -> dict[str, object]:
+    items = [{"item": "/tmp", "result": "gone", "detail": "clean"}]
+    message = {"witness": "site", "site": "scanned", "host": "node1", "job": job, "items": items}
+    return {**message, **changes}
+
+
+def test_a_receipt_waits_for_the_sites_root_where_the_site_has_an_epilog(desk: Desk) -> None:
+    desk.with_epilog()
+    session = desk.granted(site="scanned")
     desk.authority.end("hub", session, "node died", None)
     first = desk.authority.write_receipt(session)
-    desk.authority.report_site("hub", session, [Item(item="/tmp", result="gone", detail="clean")])
+    assert first["state"] == "pending"
+    (said,) = [item for item in first["items"] if item["item"] == "report of the site's root"]
+    assert "pending: root of the site 'scanned' has to scan the node 'node1'" in said["detail"]
+    asked = desk.witness({"witness": "pending", "site": "scanned", "host": "node1"})
+    assert asked == {"jobs": [{"job": "7", "session": session}]}
+    desk.witness(seen())
     second = desk.authority.receipt("hub", session)
     assert second is not None
-    assert (first["revision"], second["revision"]) == (1, 2)
+    assert (second["revision"], second["state"]) == (2, "complete")
     assert {"item": "/tmp", "witness": "site", "result": "gone", "detail": "clean"} in second[
         "items"
     ]
+    asked = desk.witness({"witness": "pending", "site": "scanned", "host": "node1"})
+    assert asked == {"jobs": []}
+
+
+def test_a_session_that_never_reached_a_node_waits_for_nobody(desk: Desk) -> None:
+    desk.with_epilog()
+    session = desk.create(site="scanned")["session"]
+    desk.authority.end("hub", session, "given up", None)
+    assert desk.authority.write_receipt(session)["state"] == "complete"
+
+
+@pytest.mark.parametrize(
+    ("message", "site", "code"),
+    [
+        (seen(job="8"), "scanned", "unknown-job"),
+        (seen(host="node2"), "scanned", "unknown-job"),
+        (seen(items=None), "scanned", "malformed"),
+        (seen(job=None), "scanned", "malformed"),
+        (seen(site="here"), "scanned", "signature"),
+        (seen(site="here"), "here", "witness"),
+        (seen(site="nowhere"), "nowhere", "witness"),
+    ],
+)
+def test_a_sites_root_speaks_of_its_own_jobs_only(
+    desk: Desk, message: dict[str, object], site: str, code: str
+) -> None:
+    desk.with_epilog()
+    desk.granted(site="scanned")
+    with refused(code):
+        desk.witness(message, site=site)
+    assert desk.kinds()[-1] == "refused"
+
+
+def test_nobody_but_the_sites_root_speaks_for_it(desk: Desk) -> None:
+    desk.with_epilog()
+    desk.granted(site="scanned")
+    for key in (Ed25519PrivateKey.generate(), desk.key):
+        with refused("signature"):
+            desk.witness(seen(), key)
+    assert "session.reported" not in desk.kinds()
+
+
+def test_an_announced_end_comes_by_itself_and_cannot_be_renewed_away(desk: Desk) -> None:
+    session = desk.granted()
+    desk.authority.announce_end("hub", session, "stopped", 15)
+    grant = desk.renew(session, 1)
+    assert grant["expires_at"] <= "2027-01-15T08:00:17Z"
+    desk.now += 17
+    desk.authority.sweep(0)
+    state = desk.authority.states("hub", frozenset({session, "0" * 32}))
+    assert state == {session: {"state": "ended", "reason": "stopped"}}
+    assert desk.authority.states("another hub", frozenset({session})) == {}
+
+
+def test_a_project_that_has_not_begun_opens_nothing(desk: Desk) -> None:
+    early = {**project("lung", "2099-01-01"), "starts": "2027-01-16"}
+    session = desk.granted()
+    desk.configure(projects=[early])
+    assert desk.authority.projects(frozenset({"g-lung"})) == []
+    with refused("project-not-begun"):
+        desk.create()
+    with refused("project-not-begun"):
+        desk.renew(session, 1)
+    desk.authority.sweep(0)
+    assert desk.authority.states("hub", frozenset({session}))[session]["state"] == "ended"
+    desk.now += 24 * 3600
+    desk.create()
 
 
 def test_reports_are_bounded(desk: Desk) -> None:
@@ -460,11 +533,12 @@ def test_reports_are_bounded(desk: Desk) -> None:
 
 
 def test_a_wrapper_that_talks_much_does_not_silence_the_sites_root(desk: Desk) -> None:
-    session = desk.granted()
+    desk.with_epilog()
+    session = desk.granted(site="scanned")
     report = desk.signed({"report": session, "items": [{"item": "x", "result": "gone"}]})
     for _ in range(MAX_REPORTS):
         desk.authority.report_wrapper("hub", session, *report)
-    desk.authority.report_site("hub", session, [Item(item="/tmp", result="left", detail="a file")])
+    desk.witness(seen(items=[{"item": "/tmp", "result": "left", "detail": "a file"}]))
     desk.authority.end("hub", session, "done", None)
     items = desk.authority.write_receipt(session)["items"]
     assert {"item": "/tmp", "witness": "site", "result": "left", "detail": "a file"} in items

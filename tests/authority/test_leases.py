@@ -237,9 +237,10 @@ def test_second_server_on_the_same_store_is_refused(store: RealStore) -> None:
     assert _alive(store)
 
 
-def test_projects_are_read_anew_without_cutting_anyone(store: RealStore) -> None:
+def test_projects_are_read_anew_and_only_who_lost_the_right_is_cut(store: RealStore) -> None:
     session, node, _ = store.session()
-    with node.connected(store.view()) as link:
+    _, other, _ = store.session(project="brain", groups=["g-brain"])
+    with node.connected(store.view()) as link, other.connected(store.view("brain")) as unconcerned:
         text = store.config_path.read_text()
         store.config_path.write_text(text.replace('groups = ["g-lung"]', 'groups = ["g-other"]'))
         try:
@@ -248,8 +249,9 @@ def test_projects_are_read_anew_without_cutting_anyone(store: RealStore) -> None
                 lambda: _status(store) == 403,
                 what="the changed project",
             )
-            store.hub.renew(session, node, 1).refused(403, "no-project")
-            link.ask()
+            link.closed_after(5)
+            store.hub.renew(session, node, 1).refused(410, "ended")
+            unconcerned.ask()
         finally:
             store.config_path.write_text(text)
             store.reload()

@@ -75,13 +75,15 @@ def test_whole_session_over_http(store: RealStore) -> None:
     message = json.dumps({"report": session, "items": items})
     report = {"witness": "wrapper", "message": message, "signature": node.sign(message)}
     hub.call("POST", f"/v1/sessions/{session}/report", report).ok()
-    site = {"witness": "site", "items": items}
-    hub.call("POST", f"/v1/sessions/{session}/report", site).ok()
+    states = hub.call("POST", "/v1/sessions/states", {"sessions": [session]}).ok()["states"]
+    assert states == {session: {"state": "granted", "reason": None}}
     receipt = hub.end(session).ok()
     assert hub.end(session, "again").ok() == receipt
     assert hub.call("GET", f"/v1/sessions/{session}/receipt").ok() == receipt
     witnesses = [i["witness"] for i in receipt["items"] if i["item"] == "mounts"]
-    assert witnesses == ["wrapper", "site"]
+    assert witnesses == ["wrapper"]
+    strange = {"site": "here", "message": "{}", "signature": "x"}
+    hub.call("POST", "/v1/witness", strange).refused(403, "witness")
     audit = {"kind": "login.refused", "person": "eve", "detail": {"why": "no group"}}
     seq = hub.call("POST", "/v1/audit", audit).ok()["seq"]
     (record,) = [record for record in store.records() if record.seq == seq]

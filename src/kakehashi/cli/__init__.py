@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from kakehashi import __version__
-from kakehashi.cli import audit, node, receipt, service, store
+from kakehashi.cli import audit, node, receipt, rights, service, store
 from kakehashi.errors import KakehashiError
 
 app = typer.Typer(
@@ -20,7 +20,9 @@ app = typer.Typer(
 store.app.command("init")(service.init)
 store.app.command("serve")(service.serve)
 store.app.command("hub-add")(service.hub_add)
-app.command("revoke")(service.revoke)
+app.command("revoke")(rights.revoke)
+app.command("allow")(rights.allow)
+app.command("blocks")(rights.blocks)
 app.add_typer(store.app, name="store")
 app.add_typer(audit.app, name="audit")
 app.add_typer(receipt.app, name="receipt")

@@ -1,4 +1,4 @@
-"""``kakehashi store init``, ``serve``, ``hub-add`` and ``revoke``."""
+"""``kakehashi store init``, ``serve`` and ``hub-add``."""
 
 from __future__ import annotations
 
@@ -44,24 +44,3 @@ def hub_add(
     with acting_as(names(store).authority):
         token = hubs.add(Layout(store.root).hubs, name)
     typer.echo(token.reveal())
-
-
-def revoke(
-    session: Annotated[str, typer.Argument(help="The session, 32 hexadecimal digits.")],
-    reason: Annotated[str, typer.Option(help="Why; it stands in the audit trail.")],
-    by: Annotated[str, typer.Option(help="Who revokes it.")],
-    config: ConfigPath = DEFAULT_CONFIG,
-) -> None:
-    """Take a session's right away; the store closes its connections, also without the authority."""
-    from kakehashi.store.authority.accounts import acting_as  # noqa: PLC0415 - as above
-    from kakehashi.store.authority.authority import Authority  # noqa: PLC0415 - as above
-    from kakehashi.store.authority.layout import names  # noqa: PLC0415 - as above
-
-    loaded = load(config)
-    with acting_as(names(loaded.need_store()).authority):
-        authority = Authority(loaded)
-        try:
-            authority.revoke(None, session, by, reason)
-        finally:
-            authority.close()
-    typer.echo(f"{session} is revoked")

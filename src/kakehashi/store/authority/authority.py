@@ -31,12 +31,14 @@ from kakehashi.store.authority.models import (
     RenewMessage,
     ReportMessage,
     SessionRequest,
+    SiteMessage,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from kakehashi.config import Config, Project
+    from kakehashi.store.authority.book import Block, BlockKind
 
 MAX_REPORTS = 8
 """Reports of one session that each witness may give: the wrapper one, a site's root one or two."""
@@ -82,7 +84,11 @@ class Authority:
         """Return the projects that a person of these groups may use now."""
         answer = []
         for project in self._config.projects:
-            if project.groups.isdisjoint(groups) or self._project_end(project) <= self._clock():
+            if (
+                project.groups.isdisjoint(groups)
+                or self._project_end(project) <= self._clock()
+                or (project.starts is not None and self._clock() < _midnight(project.starts))
+            ):
                 continue
             try:
                 series = self._manifests.read(self._layout.view(project.id)).series
@@ -112,6 +118,7 @@ class Authority:
         limits = self._store.limits
         with self._refusals(None, request.person, {"hub": hub, "project": request.project}):
             self._check_software(request.software)
+            self._check_blocks(request.person, request.site)
             project = self._permitted(request.project, request.groups, request.site)
             if request.hours > limits.session_hours:
                 raise RefusedError(
@@ -185,11 +192,14 @@ class Authority:
             ):
                 raise self._spent(session, request)
             self._check_software(request.software)
+            self._check_blocks(session.person, session.site)
             project = self._permitted(session.project, session.groups, session.site)
             sources = self._sources(session.site, request.address)
             key = PublicKey.parse(request.public_key)
             manifest = self._manifests.read(self._layout.view(project.id)).sha256
-            ends_at = int(min(now + session.hours * 3600, self._project_end(project)))
+            ends_at = int(
+                min(now + session.hours * 3600, session.ends_at, self._project_end(project))
+            )
             with self._book.transaction():
                 expires_at = self._lease_end(now, ends_at)
                 redeemed = self._book.redeem(
@@ -252,6 +262,7 @@ class Authority:
             asked = _parse(RenewMessage, message)
             if asked.renew != session.id:
                 raise RefusedError("signature", "the message is another session's")
+            self._check_blocks(session.person, session.site)
             project = self._permitted(session.project, session.groups, session.site)
             manifest = self._manifests.read(self._layout.view(project.id)).sha256
             ends_at = int(session.ends_at)
@@ -301,17 +312,58 @@ class Authority:
                 raise RefusedError("signature", "the message is another session's")
             self._keep_report(session, "wrapper", report.items)
 
-    def report_site(self, hub: str, session_id: str, items: Sequence[Item]) -> None:
-        """Keep what the site's root found on the node.
+    def witness(self, hub: str, site: str, message: str, signature: str) -> dict[str, Any]:
+        """Hear a site's root: what it found after a job, or a question where to look.
 
         Raises
         ------
         RefusedError
-            ``unknown-session`` or ``limit``.
+            ``witness``, ``signature``, ``malformed``, ``unknown-job`` or ``limit``.
+        """
+        with self._refusals(None, None, {"hub": hub, "step": "witness", "site": site}):
+            known = self._store.sites.get(site)
+            if known is None or known.witness_key is None:
+                raise RefusedError("witness", f"the site {site!r} has no witness key here")
+            PublicKey.parse(known.witness_key).verify(message, signature)
+            said = _parse(SiteMessage, message)
+            if said.site != site:
+                raise RefusedError("signature", "the message is another site's")
+            if said.witness == "pending":
+                waiting = self._book.unseen_by_site(site, said.host)
+                return {"jobs": [{"job": one.job, "session": one.id} for one in waiting]}
+            if said.job is None or said.items is None:
+                raise RefusedError("malformed", "job, items: what was seen, and after which job")
+            session = self._book.session_of_job(site, said.job)
+            if session is None or session.host != said.host:
+                raise RefusedError("unknown-job", f"no session ran at {site!r} as that job")
+            self._keep_report(session, "site", said.items)
+        return {}
+
+    def states(self, hub: str, sessions: frozenset[str]) -> dict[str, Any]:
+        """Return the state of those of a hub's sessions that there are."""
+        return {
+            session: {"state": state, "reason": reason}
+            for session, (state, reason) in self._book.states(hub, sessions).items()
+        }
+
+    def announce_end(self, hub: str, session_id: str, reason: str, grace_s: float) -> None:
+        """End a session after a grace, in which it may save; by itself, whatever comes.
+
+        Raises
+        ------
+        RefusedError
+            ``unknown-session``.
         """
         session = self._session(hub, session_id)
-        with self._refusals(session.id, session.person, {"hub": hub, "step": "report"}):
-            self._keep_report(session, "site", items)
+        with self._book.transaction():
+            at = int(self._clock() + grace_s) + 1
+            if self._book.announce_end(session.id, reason, at):
+                self._audit.append(
+                    "session.ending",
+                    session=session.id,
+                    person=session.person,
+                    detail={"reason": reason, "grace_s": grace_s},
+                )
 
     def end(
         self, hub: str | None, session_id: str, reason: str, scheduler: Mapping[str, Any] | None
@@ -347,6 +399,58 @@ class Authority:
             )
             self._end(session, "revoked")
 
+    def cut(
+        self, kind: BlockKind, name: str, by: str, reason: str, *, block: bool = True
+    ) -> list[str]:
+        """Take away the rights of a person, of a site or of all, and keep new ones from coming.
+
+        Parameters
+        ----------
+        kind : {"person", "site", "all"}
+        name : str
+            Of the person or site; empty for all.
+        by, reason : str
+            Stand in the audit trail.
+        block : bool
+            Whether new sessions are refused until :meth:`allow`.
+
+        Returns
+        -------
+        list of str
+            The sessions that were ended.
+        """
+        with self._book.transaction():
+            about = {"kind": kind, "name": name, "by": by, "reason": reason}
+            if block:
+                self._book.block(kind, name, by, reason, self._clock())
+                self._audit.append("right.blocked", detail=about)
+            ended = [
+                session
+                for session in self._book.live()
+                if kind == "all" or name == (session.person if kind == "person" else session.site)
+            ]
+            for session in ended:
+                self._audit.append(
+                    "session.revoked",
+                    session=session.id,
+                    person=session.person,
+                    detail={"by": by, "reason": reason},
+                )
+                self._end(session, "revoked")
+        return [session.id for session in ended]
+
+    def allow(self, kind: BlockKind, name: str, by: str) -> bool:
+        """Lift a block; False if there was none."""
+        with self._book.transaction():
+            lifted = self._book.unblock(kind, name)
+            if lifted:
+                self._audit.append("right.allowed", detail={"kind": kind, "name": name, "by": by})
+        return lifted
+
+    def blocks(self) -> list[Block]:
+        """Return what is blocked."""
+        return self._book.blocks()
+
     def record(self, hub: str, kind: str, person: str | None, detail: Mapping[str, Any]) -> int:
         """Write down what a hub has to record; returns the record's sequence number."""
         # The prefix keeps a hub from writing what only the store can have seen.
@@ -380,7 +484,9 @@ class Authority:
             session = self._session(None, session_id)
             if session.state != "ended":
                 raise RefusedError("not-ended", "a session that runs has no receipt yet")
-            body = receipts.evidence(self._book, session)
+            site = self._store.sites.get(session.site)
+            has_epilog = site is not None and site.witness_key is not None
+            body = receipts.evidence(self._book, session, has_epilog=has_epilog)
             digest = receipts.digest(body)
             if digest == session.receipt_evidence:
                 return receipts.read(self._layout.receipts, session.id)
@@ -414,7 +520,14 @@ class Authority:
         for session in self._book.overdue(now):
             with self._book.transaction():
                 reason = "time is over" if session.state == "granted" else "never started"
-                self._end(session, reason)
+                self._end(session, session.end_reason or reason)
+        for session in self._book.live():
+            try:
+                self._permitted(session.project, session.groups, session.site)
+            except RefusedError as error:
+                # The configuration was read anew: a right may be gone that was there.
+                with self._book.transaction():
+                    self._end(session, error.code)
         for session in self._book.without_final_receipt():
             waited = now - (session.ended_at or now)
             if waited >= patience_s or self.connections_left(session.id) == 0:
@@ -444,12 +557,17 @@ class Authority:
                 f"the project {project_id!r} expired on {found.expires.isoformat()}; its "
                 "approval has to be renewed first",
             )
-        if site not in found.sites or (self._config.sites and site not in self._config.sites):
+        if found.starts is not None and self._clock() < _midnight(found.starts):
+            raise RefusedError(
+                "project-not-begun",
+                f"the project {project_id!r} begins on {found.starts.isoformat()}",
+            )
+        if site not in found.sites or (self._store.sites and site not in self._store.sites):
             raise RefusedError("no-site", f"the project {project_id!r} may not compute at {site!r}")
         return found
 
     def _sources(self, site: str, address: str | None) -> tuple[str, ...]:
-        known = self._config.sites.get(site)
+        known = self._store.sites.get(site)
         if known is None:
             return (str(ipaddress.ip_network(address)),) if address else ()
         if address is not None and not any(
@@ -462,12 +580,24 @@ class Authority:
         return known.addresses
 
     def _project_end(self, project: Project) -> float:
-        day_after = project.expires + dt.timedelta(days=1)
-        return dt.datetime.combine(day_after, dt.time(), dt.UTC).timestamp()
+        return _midnight(project.expires + dt.timedelta(days=1))
 
     def _lease_end(self, now: float, ends_at: int) -> int:
         # Whole seconds, as certificates count; never less than one, or a short lease were none.
         return min(max(int(now + self._store.limits.lease_minutes * 60), int(now) + 1), ends_at)
+
+    def _check_blocks(self, person: str, site: str) -> None:
+        for block in self._book.blocks():
+            about = {"person": person, "site": site, "all": ""}
+            if block.name == about[block.kind]:
+                raise RefusedError(
+                    "blocked",
+                    "the operators of the store have stopped "
+                    + {"person": "your access", "site": f"the site {site!r}", "all": "all access"}[
+                        block.kind
+                    ]
+                    + f": {block.reason}",
+                )
 
     def _check_software(self, software: str) -> None:
         if software != __version__:
@@ -584,7 +714,7 @@ class Authority:
 
     @contextmanager
     def _refusals(
-        self, session: str | None, person: str, about: Mapping[str, Any]
+        self, session: str | None, person: str | None, about: Mapping[str, Any]
     ) -> Iterator[None]:
         try:
             yield
@@ -598,6 +728,10 @@ class Authority:
                     detail={**about, "code": error.code},
                 )
             raise
+
+
+def _midnight(day: dt.date) -> float:
+    return dt.datetime.combine(day, dt.time(), dt.UTC).timestamp()
 
 
 def _ended(session: Session) -> RefusedError:

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from kakehashi.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 State = Literal["created", "granted", "ended"]
 Witness = Literal["wrapper", "site"]
+BlockKind = Literal["person", "site", "all"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE sessions (
     id TEXT PRIMARY KEY,
@@ -59,6 +60,7 @@ CREATE TABLE sessions (
     CHECK (state != 'granted' OR (redeemed_at IS NOT NULL AND lease_expires_at IS NOT NULL))
 ) STRICT;
 CREATE INDEX sessions_by_state ON sessions (state);
+CREATE INDEX sessions_by_job ON sessions (site, job);
 
 CREATE TABLE certificates (
     serial INTEGER PRIMARY KEY,
@@ -102,6 +104,18 @@ CREATE TABLE reports (
 ) STRICT;
 CREATE INDEX reports_by_session ON reports (session);
 """
+_BLOCKS = """
+CREATE TABLE blocks (
+    kind TEXT NOT NULL CHECK (kind IN ('person', 'site', 'all')),
+    name TEXT NOT NULL,
+    time REAL NOT NULL,
+    by TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    PRIMARY KEY (kind, name)
+) STRICT;
+"""
+# What leads from each earlier version to the next.
+_STEPS = {1: "CREATE INDEX sessions_by_job ON sessions (site, job);" + _BLOCKS}
 
 
 @dataclass(frozen=True)
@@ -157,6 +171,15 @@ class Connection:
 
 
 @dataclass(frozen=True)
+class ConnectionCounts:
+    """A session's connections in numbers; times in seconds since 1970."""
+
+    opened: int
+    closed: int
+    last_closed_at: float | None
+
+
+@dataclass(frozen=True)
 class Certificates:
     """What was signed for one session."""
 
@@ -172,6 +195,20 @@ class Denial:
     time: float
     session: str
     account: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """An operator's word that a person, a site or everybody gets nothing.
+
+    ``kind`` is ``person``, ``site`` or ``all``; ``name`` is empty for ``all``.
+    """
+
+    kind: BlockKind
+    name: str
+    time: float
+    by: str
     reason: str
 
 
@@ -210,8 +247,8 @@ class Book:
         if version != SCHEMA_VERSION:
             self._db.close()
             raise StoreError(
-                f"{path}: is a book of version {version}, expected {SCHEMA_VERSION}; "
-                "use the software that made it"
+                f"{path}: is a book of version {version}, expected {SCHEMA_VERSION}; run "
+                "`kakehashi store init` for an older one, use newer software for a newer one"
             )
 
     @classmethod
@@ -219,11 +256,18 @@ class Book:
         """Open a book, and make it, readable by its owner only, unless it is there."""
         path.touch(mode=0o600)
         with contextlib.closing(_connect(path)) as database:
+            version = int(database.execute("PRAGMA user_version").fetchone()["user_version"])
             # An empty file is what a creation that was interrupted leaves.
-            if database.execute("PRAGMA user_version").fetchone()["user_version"] == 0:
+            if version == 0:
                 database.execute("PRAGMA journal_mode = WAL")
+            script = (
+                _SCHEMA + _BLOCKS
+                if version == 0
+                else "".join(_STEPS[step] for step in range(version, SCHEMA_VERSION))
+            )
+            if version < SCHEMA_VERSION:
                 database.executescript(
-                    f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+                    f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
                 )
         return cls(path)
 
@@ -297,6 +341,34 @@ class Book:
         ).fetchone()
         return int(row["n"])
 
+    def live(self) -> list[Session]:
+        """Return the sessions that have not ended."""
+        return self._sessions("state != 'ended'", ())
+
+    def states(self, hub: str, sessions: Iterable[str]) -> dict[str, tuple[State, str | None]]:
+        """Return state and reason of the end of those of a hub's sessions that there are."""
+        rows = self._db.execute(
+            "SELECT id, state, end_reason FROM sessions"
+            " WHERE hub = ? AND id IN (SELECT value FROM json_each(?))",
+            (hub, json.dumps(sorted(sessions))),
+        )
+        return {row["id"]: (row["state"], row["end_reason"]) for row in rows}
+
+    def session_of_job(self, site: str, job: str) -> Session | None:
+        """Return the latest session that ran as a site's job."""
+        found = self._sessions(
+            "site = ? AND job = ? ORDER BY redeemed_at DESC LIMIT 1", (site, job)
+        )
+        return found[0] if found else None
+
+    def unseen_by_site(self, site: str, host: str) -> list[Session]:
+        """Return the ended sessions of a host about which the site's root has said nothing."""
+        return self._sessions(
+            "state = 'ended' AND site = ? AND host = ? AND NOT EXISTS (SELECT 1 FROM reports"
+            " WHERE reports.session = sessions.id AND witness = 'site') ORDER BY redeemed_at",
+            (site, host),
+        )
+
     def overdue(self, now: float) -> list[Session]:
         """Return the sessions whose time, or whose unused ticket's time, is over."""
         return self._sessions(
@@ -364,6 +436,16 @@ class Book:
         )
         return cursor.rowcount == 1
 
+    def announce_end(self, session: str, reason: str, at: float) -> bool:
+        """Bring a session's end forward; False if it has ended."""
+        cursor = self._db.execute(
+            "UPDATE sessions SET ends_at = min(ends_at, ?), end_reason = coalesce(end_reason, ?),"
+            " lease_expires_at = min(lease_expires_at, ?),"
+            " ticket_expires_at = min(ticket_expires_at, ?) WHERE id = ? AND state != 'ended'",
+            (at, reason, at, at, session),
+        )
+        return cursor.rowcount == 1
+
     def set_scheduler(self, session: str, scheduler: Mapping[str, Any]) -> None:
         """Keep what the scheduler said; the first word stays."""
         self._db.execute(
@@ -415,14 +497,44 @@ class Book:
         )
         return [Report(row["time"], row["witness"], json.loads(row["items"])) for row in rows]
 
+    # Blocks
+
+    def block(self, kind: BlockKind, name: str, by: str, reason: str, now: float) -> None:
+        """Write a block, or its new reason."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO blocks (kind, name, time, by, reason) VALUES (?, ?, ?, ?, ?)",
+            (kind, name, now, by, reason),
+        )
+
+    def unblock(self, kind: BlockKind, name: str) -> bool:
+        """Take a block away; False if there was none."""
+        cursor = self._db.execute("DELETE FROM blocks WHERE kind = ? AND name = ?", (kind, name))
+        return cursor.rowcount == 1
+
+    def blocks(self) -> list[Block]:
+        """Return all blocks."""
+        rows = self._db.execute("SELECT * FROM blocks ORDER BY kind, name")
+        return [Block(**row) for row in rows]
+
     # Connections
 
-    def connections(self, session: str) -> list[Connection]:
-        """Return all connections that a session ever had."""
+    def connections(self, session: str, most: int) -> list[Connection]:
+        """Return connections of a session, those that still stand first."""
         rows = self._db.execute(
-            "SELECT * FROM connections WHERE session = ? ORDER BY id", (session,)
+            "SELECT * FROM connections WHERE session = ?"
+            " ORDER BY closed_at IS NOT NULL, id LIMIT ?",
+            (session, most),
         )
         return [Connection(**row) for row in rows]
+
+    def connection_counts(self, session: str) -> ConnectionCounts:
+        """Return how many connections a session ever had, and how many were seen closed."""
+        row = self._db.execute(
+            "SELECT count(*) AS opened, count(closed_at) AS closed,"
+            " max(closed_at) AS last_closed_at FROM connections WHERE session = ?",
+            (session,),
+        ).fetchone()
+        return ConnectionCounts(**row)
 
     def connections_left(self, session: str) -> int:
         """Return how many connections of a session were not seen closed.

@@ -127,18 +127,45 @@ Items = Annotated[tuple[Item, ...], Field(min_length=1, max_length=64, strict=Fa
 
 
 class WrapperReport(_Request):
-    """``POST /v1/sessions/ID/report`` by the node's wrapper."""
+    """``POST /v1/sessions/ID/report``, by the node's wrapper."""
 
     witness: Literal["wrapper"]
     message: Message
     signature: Signature
 
 
-class SiteReport(_Request):
-    """``POST /v1/sessions/ID/report`` by the site's root."""
+class WitnessRequest(_Request):
+    """``POST /v1/witness``, by a site's root."""
 
-    witness: Literal["site"]
-    items: Items
+    site: Line
+    message: Message
+    signature: Signature
+
+
+class SiteMessage(_Request):
+    """What a site's root signs after it has looked at a node, or to ask where to look.
+
+    ``job`` and ``items`` go with ``site`` only.
+    """
+
+    witness: Literal["site", "pending"]
+    site: Line
+    host: Line
+    job: Line | None = None
+    items: Items | None = None
+
+
+class StatesRequest(_Request):
+    """``POST /v1/sessions/states``."""
+
+    sessions: Annotated[frozenset[SessionId], Field(max_length=10_000)]
+
+
+class EndingRequest(_Request):
+    """``POST /v1/sessions/ID/ending``."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_printable)]
+    grace_s: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)]
 
 
 class EndRequest(_Request):

@@ -29,39 +29,67 @@ if TYPE_CHECKING:
         Ed25519PublicKey,
     )
 
-    from kakehashi.store.authority.book import Book, Connection, Session
+    from kakehashi.store.authority.book import Book, Connection, ConnectionCounts, Session
 
 LISTED_CONNECTIONS = 50
 """Connections that a receipt lists one by one; the rest is in its total."""
 
+NOT_OBSERVABLE = ("GPU memory", "swap")
+"""What only somebody on the node could speak of."""
+
 _SESSION = re.compile(r"[0-9a-f]{32}")
 
 
-def evidence(book: Book, session: Session) -> dict[str, Any]:
-    """Return what the book says about an ended session, item by item."""
-    connections = book.connections(session.id)
-    left = sum(connection.closed_at is None for connection in connections)
+def evidence(book: Book, session: Session, *, has_epilog: bool) -> dict[str, Any]:
+    """Return what the book says about an ended session, item by item.
+
+    Parameters
+    ----------
+    book : Book
+    session : Session
+    has_epilog : bool
+        Whether the site's root looks at nodes after sessions; its word is then waited for.
+    """
+    counts = book.connection_counts(session.id)
+    left = counts.opened - counts.closed
     reports = book.reports(session.id)
     items = [
         _ticket(session),
         *_certificates(book, session),
-        *_connections(connections),
+        *_connections(counts, book.connections(session.id, LISTED_CONNECTIONS)),
     ]
-    for witness, name in (("wrapper", "the session's wrapper"), ("site", "the site's root")):
-        said = [item for report in reports if report.witness == witness for item in report.items]
-        items += [_item(i["item"], witness, i["result"], i["detail"]) for i in said]
-        if not said:
-            items.append(_item(f"report of {name}", "none", "unknown", f"{name} did not report"))
+    said = {
+        witness: [item for report in reports if report.witness == witness for item in report.items]
+        for witness in ("wrapper", "site")
+    }
+    for witness, found in said.items():
+        items += [_item(i["item"], witness, i["result"], i["detail"]) for i in found]
+    if not said["wrapper"]:
+        items.append(
+            _item(
+                "report of the session's wrapper",
+                "none",
+                "unknown",
+                "the session's wrapper did not report",
+            )
+        )
+    # Where no ticket was redeemed there was no session on any node, and nothing to look at.
+    awaited = has_epilog and session.redeemed_at is not None and not said["site"]
+    if not said["site"]:
+        items.append(_site_silent(session, awaited=awaited))
     if session.scheduler is None:
         items.append(_item("job", "none", "unknown", "nothing of the scheduler was passed on"))
     else:
         text = json.dumps(session.scheduler, ensure_ascii=False, sort_keys=True)
         items.append(_item("job", "scheduler", "seen", text))
-    items.append(_item("GPU memory", "none", "unknown", "not observable"))
+    seen = {item["item"] for found in said.values() for item in found}
+    for name in NOT_OBSERVABLE:
+        if name not in seen:
+            items.append(_item(name, "none", "unknown", "not observable"))
     return {
         "kakehashi_receipt": 1,
         "session": session.id,
-        "state": "pending" if left else "complete",
+        "state": "pending" if left or awaited else "complete",
         "person": session.person,
         "project": session.project,
         "site": session.site,
@@ -202,19 +230,35 @@ def _certificates(book: Book, session: Session) -> list[dict[str, str]]:
     ]
 
 
-def _connections(connections: Sequence[Connection]) -> list[dict[str, str]]:
-    if not connections:
+def _site_silent(session: Session, *, awaited: bool) -> dict[str, str]:
+    name = "report of the site's root"
+    if awaited:
+        return _item(
+            name,
+            "none",
+            "unknown",
+            f"pending: root of the site {session.site!r} has to scan the node {session.host!r}; "
+            "its epilog does so after the job, or when the node is back",
+        )
+    if session.redeemed_at is None:
+        return _item(name, "none", "unknown", "nothing to report: no node had joined the session")
+    return _item(
+        name,
+        "none",
+        "unknown",
+        "the site gives no epilog: what stands here of the node is claimed by the wrapper",
+    )
+
+
+def _connections(counts: ConnectionCounts, listed: Sequence[Connection]) -> list[dict[str, str]]:
+    if not counts.opened:
         return [_item("connections", "store", "gone", "none was opened")]
-    left = sum(connection.closed_at is None for connection in connections)
-    closed = [c.closed_at for c in connections if c.closed_at is not None]
-    total = f"{len(connections)} opened, {len(closed)} seen closed"
-    if closed:
-        total += f", the last one at {utc(max(closed))}"
+    total = f"{counts.opened} opened, {counts.closed} seen closed"
+    if counts.last_closed_at is not None:
+        total += f", the last one at {utc(counts.last_closed_at)}"
+    left = counts.opened > counts.closed
     items = [_item("connections", "store", "left" if left else "gone", total)]
-    # Those that still stand come first, since they matter most where the list is cut.
-    by_weight = sorted(connections, key=lambda c: (c.closed_at is not None, c.id))
-    items += [_connection(connection) for connection in by_weight[:LISTED_CONNECTIONS]]
-    return items
+    return items + [_connection(connection) for connection in listed]
 
 
 def _connection(connection: Connection) -> dict[str, str]:

@@ -27,13 +27,15 @@ from kakehashi.store.authority.layout import Layout
 from kakehashi.store.authority.models import (
     MAX_BODY,
     AuditRequest,
+    EndingRequest,
     EndRequest,
     GrantRequest,
     LeaseRequest,
     ProjectsRequest,
     RevokeRequest,
     SessionRequest,
-    SiteReport,
+    StatesRequest,
+    WitnessRequest,
     WrapperReport,
 )
 
@@ -52,6 +54,7 @@ _STATUS = {
     "credential": 401,
     "unknown-session": 404,
     "no-receipt": 404,
+    "unknown-job": 404,
     "not-found": 404,
     "replayed": 409,
     "ended": 410,
@@ -174,15 +177,27 @@ class _Leases(_Handler):
 
 class _Report(_Handler):
     def post(self, session: str) -> None:
-        try:
-            witness = json.loads(self.request.body).get("witness")
-        except (ValueError, AttributeError, RecursionError):
-            witness = None
-        if witness == "site":
-            self.authority.report_site(self.hub, session, self.body(SiteReport).items)
-        else:
-            report = self.body(WrapperReport)
-            self.authority.report_wrapper(self.hub, session, report.message, report.signature)
+        report = self.body(WrapperReport)
+        self.authority.report_wrapper(self.hub, session, report.message, report.signature)
+        self.answer({})
+
+
+class _Witness(_Handler):
+    def post(self) -> None:
+        said = self.body(WitnessRequest)
+        self.answer(self.authority.witness(self.hub, said.site, said.message, said.signature))
+
+
+class _States(_Handler):
+    def post(self) -> None:
+        asked = self.body(StatesRequest)
+        self.answer({"states": self.authority.states(self.hub, asked.sessions)})
+
+
+class _Ending(_Handler):
+    def post(self, session: str) -> None:
+        request = self.body(EndingRequest)
+        self.authority.announce_end(self.hub, session, request.reason, request.grace_s)
         self.answer({})
 
 
@@ -239,6 +254,9 @@ def application(authority: Authority, layout: Layout, anchoring: _Anchoring) -> 
             (r"/v1/grants", _Grants, parts),
             (r"/v1/leases", _Leases, parts),
             (rf"{session}/report", _Report, parts),
+            (r"/v1/sessions/states", _States, parts),
+            (r"/v1/witness", _Witness, parts),
+            (rf"{session}/ending", _Ending, parts),
             (rf"{session}/end", _End, parts),
             (rf"{session}/revoke", _Revoke, parts),
             (rf"{session}/receipt", _Receipt, parts),
