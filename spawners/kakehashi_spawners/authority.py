@@ -134,6 +134,30 @@ class Authority:
             {"witness": "wrapper", "message": message, "signature": signature},
         )
 
+    async def announce_end(self, session: str, reason: str, grace_s: float) -> None:
+        """Have the store end a session after a grace, whatever comes."""
+        await self._call(
+            "POST", f"/v1/sessions/{session}/ending", {"reason": reason, "grace_s": grace_s}
+        )
+
+    async def ended(self, sessions: Iterable[str]) -> dict[str, str]:
+        """Return those of these sessions that the store has ended, with its reasons."""
+        answer = await self._call("POST", "/v1/sessions/states", {"sessions": sorted(sessions)})
+        states = answer.get("states")
+        if not isinstance(states, dict):
+            raise StoreError("the store's authority gave no states of sessions")
+        return {
+            name: str(state.get("reason"))
+            for name, state in states.items()
+            if isinstance(state, dict) and state.get("state") == "ended"
+        }
+
+    async def witness(self, site: str, message: str, signature: str) -> dict[str, Any]:
+        """Hand on what a site's root says; the store checks its signature."""
+        return await self._call(
+            "POST", "/v1/witness", {"site": site, "message": message, "signature": signature}
+        )
+
     async def end(self, session: str, reason: str, scheduler: Mapping[str, Any]) -> dict[str, Any]:
         """End a session and return its receipt; a second call gives the same receipt."""
         return await self._call(

@@ -16,7 +16,7 @@ import ssl
 import time
 from collections import OrderedDict, deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import batchspawner.api
 from jupyterhub.apihandlers import APIHandler, default_handlers
@@ -48,6 +48,7 @@ STATUS = {
     "no-receipt": 404,
     "replayed": 409,
     "session": 404,
+    "unknown-job": 404,
     "unknown-session": 404,
     "silent": 503,
 }
@@ -98,7 +99,14 @@ class Signed(_Body):
     signature: Signature
 
 
-_Parsed = TypeVar("_Parsed", bound=_Body)
+class Testimony(BaseModel):
+    """A message signed by a site's root."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    site: str = Field(pattern="^[a-z][a-z0-9-]{0,31}$")
+    message: str = Field(max_length=32 * 1024)
+    signature: Signature
 
 
 class Refusals:
@@ -236,7 +244,7 @@ class NodeHandler(_Quiet):
         self.finish(json.dumps(answer))
 
     name: ClassVar[str]
-    model: ClassVar[type[_Body]]
+    model: ClassVar[type[BaseModel]]
 
     async def answer(
         self, portal: Portal, spawner: KakehashiSpawner, body: Any, address: str
@@ -244,7 +252,7 @@ class NodeHandler(_Quiet):
         """Answer a request that came from the session's site."""
         raise NotImplementedError
 
-    def _parse(self, address: str) -> _Body:
+    def _parse(self, address: str) -> Any:
         try:
             return self.model.model_validate_json(b"".join(self._chunks))
         except ValidationError as error:
@@ -262,14 +270,18 @@ def _key(spawner: KakehashiSpawner | None, identifier: str, address: str) -> str
 
 
 def _check_address(portal: Portal, session: Session, address: str) -> None:
-    site = portal.config.sites.get(session.site)
+    _check_site_address(portal, session.site, address)
+
+
+def _check_site_address(portal: Portal, name: str, address: str) -> None:
+    site = portal.config.sites.get(name)
     networks = () if site is None else site.addresses
     try:
         source = ipaddress.ip_address(address)
     except ValueError:
         source = None
     if source is None or not any(source in ipaddress.ip_network(one) for one in networks):
-        raise RefusedError("address", f"{address} is no address of the session's site")
+        raise RefusedError("address", f"{address} is no address of the site")
 
 
 def _check_ticket(session: Session, ticket: str) -> None:
@@ -465,6 +477,34 @@ class LeaveHandler(NodeHandler):
         return {}
 
 
+class WitnessHandler(NodeHandler):
+    """``POST witness``: a site's root reports of a node, or asks where it has to look."""
+
+    name = "witness"
+    model = Testimony
+
+    async def post(self) -> None:
+        """Hand the signed word to the store, which alone can tell whose it is."""
+        portal = current()
+        address = source_address(self.request, _proxy_certificate(portal))
+        key = f"address {address}"
+        site = "?"
+        try:
+            self.refusals.check(key)
+            said = self._parse(address)
+            site = said.site
+            _check_site_address(portal, site, address)
+            answer = await portal.authority.witness(site, said.message, said.signature)
+        except RefusedError as error:
+            # After a job of another kind than ours, root is right to ask, and gets a no.
+            if error.code not in {"limit", "unknown-job"}:
+                self.refusals.add(key)
+                about = {"site": site, "code": error.code, "address": address}
+                portal.record("witness-refused", None, about)
+            raise
+        self.finish(json.dumps(answer))
+
+
 class SitesHandler(_Quiet):
     """``GET sites``: what the person may choose, with free GPUs as they are now."""
 
@@ -526,6 +566,7 @@ HANDLERS = [
     (r"/api/kakehashi/refuse", RefuseHandler),
     (r"/api/kakehashi/renew", RenewHandler),
     (r"/api/kakehashi/leave", LeaveHandler),
+    (r"/api/kakehashi/witness", WitnessHandler),
     (r"/api/kakehashi/sites", SitesHandler),
     (r"/api/kakehashi/receipts/([0-9a-f]{32})", ReceiptHandler),
 ]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tornado.log import app_log
 
 from kakehashi import __version__
-from kakehashi.errors import ConfigError, RefusedError, SiteError
+from kakehashi.errors import ConfigError, KakehashiError, RefusedError, SiteError
 from kakehashi_spawners.options import offer
 from kakehashi_spawners.outbox import Outbox
 from kakehashi_spawners.receipts import Receipts
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from kakehashi_spawners.spawner import KakehashiSpawner
 
 LIVE_S = 5.0
+# How often the store is asked whether it has ended sessions of ours by itself.
+WATCH_S = 3.0
 
 
 @dataclass
@@ -77,6 +79,7 @@ class Portal:
         self.sites = dict(sites)
         self.software = __version__
         self.sessions: dict[str, KakehashiSpawner] = {}
+        self._watch: asyncio.Task[None] | None = None
         self.outbox = Outbox()
         # Of their own: a site that is silent must not keep the store from hearing of lost rights.
         self.site_outboxes: defaultdict[str, Outbox] = defaultdict(Outbox)
@@ -144,6 +147,27 @@ class Portal:
     def changed(self, site: str) -> None:
         """Ask a site anew when next its queues are shown: a job of ours came or went."""
         self._live[site].asked_at = float("-inf")
+
+    def add(self, session: str, spawner: KakehashiSpawner) -> None:
+        """Take a session in, and watch from now on whether the store ends it."""
+        self.sessions[session] = spawner
+        if self._watch is None or self._watch.done():
+            self._watch = asyncio.ensure_future(self._watch_sessions())
+
+    async def _watch_sessions(self) -> None:
+        while self.sessions:
+            await asyncio.sleep(WATCH_S)
+            watched = dict(self.sessions)
+            try:
+                ended = await self.authority.ended(watched)
+            except KakehashiError as error:
+                # A store out of reach takes no right away; the nodes hear of it as well.
+                app_log.warning("the store's sessions are not known: %s", error)
+                continue
+            for session, reason in ended.items():
+                spawner = watched.get(session)
+                if spawner is not None and self.sessions.get(session) is spawner:
+                    spawner.lose_right(f"the store has ended the session: {reason}")
 
     def keep_only(self, person: str, projects: Iterable[str], reason: str) -> None:
         """End those sessions of a person whose project is not among the ones they still have."""

@@ -34,6 +34,7 @@ MINUTES = 60
 FIRST_QUERY_S = 0.25
 SLOWEST_QUERY_S = 3.0
 KNOCK_S = 0.1
+GRACE_S = 15.0
 STOP_S = 60.0
 # Asked at the identity provider so often that, with a poll's own length, 45 s are kept.
 RIGHT_S = 25.0
@@ -203,7 +204,7 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
             ends_at=opened.ends_at,
             ticket_sha256=opened.ticket.sha256(),
         )
-        portal.sessions[opened.session] = self
+        portal.add(opened.session, self)
         enter = {
             "session": opened.session,
             "ticket": opened.ticket.reveal(),
@@ -515,11 +516,22 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
                 return
             state = JobState("ended", reason="no job")
             if self.job_id:
+                await self._announce_end(self.session.session, reason)
                 await self._cancel(self.session.site, self.session.account, self.job_id)
                 state = await self._gone() if wait else JobState("unknown")
             await self._end(reason, state)
         finally:
             self._stopping = False
+
+    async def _announce_end(self, session: str, reason: str) -> None:
+        """Have the store close the link soon, also should the scheduler be silent for long.
+
+        The grace is for what the wrapper has to save, and for its report.
+        """
+        try:
+            await current().authority.announce_end(session, reason, GRACE_S)
+        except (StoreError, RefusedError) as error:
+            self.log.warning("%s: the store does not know that it ends: %s", self._log_name, error)
 
     async def _cancel(self, site: str, account: str, job: str) -> None:
         async def cancel() -> None:
@@ -592,7 +604,7 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
         super().load_state(state)
         if "session" in state:
             self.session = Session(**state["session"])
-            current().sessions[self.session.session] = self
+            current().add(self.session.session, self)
 
     def clear_state(self) -> None:
         """Forget the session; it has been ended, or none was begun."""

@@ -64,6 +64,7 @@ class Authority:
     sessions: dict[str, dict[str, Any]] = field(default_factory=dict)
     audit: list[dict[str, Any]] = field(default_factory=list)
     revoked: list[str] = field(default_factory=list)
+    said: list[dict[str, Any]] = field(default_factory=list)
     url: str = ""
 
     def listed(self, groups: list[str]) -> list[dict[str, Any]]:
@@ -91,6 +92,22 @@ class Authority:
             session, ticket = secrets.token_hex(16), secrets.token_urlsafe(32)
             self.sessions[session] = {**body, "ticket": hashlib.sha256(ticket.encode()).hexdigest()}
             return 200, {"session": session, "ticket": ticket, "ends_at": ENDS}
+        if parts == ["sessions", "states"]:
+            found = {
+                name: self.sessions[name] for name in body["sessions"] if name in self.sessions
+            }
+            return 200, {
+                "states": {
+                    name: {
+                        "state": "ended" if "ended" in session else "granted",
+                        "reason": session.get("ended"),
+                    }
+                    for name, session in found.items()
+                }
+            }
+        if parts == ["witness"]:
+            self.said.append(body)
+            return 200, {"jobs": []}
         if parts == ["audit"]:
             self.audit.append(body)
             return 200, {"seq": len(self.audit)}
@@ -117,6 +134,8 @@ class Authority:
             session.setdefault("ends", []).append(body)
         if verb == "report":
             session["report"] = body
+        if verb == "ending":
+            session["ending"] = body
         if verb == "revoke":
             session["revoked"] = body
             self.revoked.append(parts[1])

@@ -107,6 +107,19 @@ def test_the_servers_certificate_is_for_where_the_node_is(node: Node) -> None:
     assert "DNS:localhost" in text
 
 
+def test_what_a_sites_root_says_is_handed_on_and_strangers_are_refused(
+    hub: Hub, authority: Authority
+) -> None:
+    said = {"site": "here", "message": '{"witness": "pending"}', "signature": SIGNATURE}
+    answer = hub.post("witness", said)
+    assert (answer.status_code, answer.json()) == (200, {"jobs": []})
+    assert authority.said[-1] == said
+    refused(hub.post("witness", {**said, "site": "elsewhere"}), 403, "address")
+    refused(hub.post("witness", {**said, "site": "../x"}), 422, "malformed")
+    refused(hub.post("witness", {**said, "by": "me"}), 422, "malformed")
+    assert until("the record", lambda: authority.kinds("witness-refused"))
+
+
 WRONG: list[tuple[dict[str, Any], int, str]] = [
     ({"ticket": "x" * 43}, 403, "ticket"),
     ({"session": "0" * 32}, 404, "session"),

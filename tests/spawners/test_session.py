@@ -217,6 +217,29 @@ def test_a_silent_site_does_not_keep_the_store_from_being_told(
     until("the end", lambda: "ends" in authority.sessions[session], 60)
 
 
+def test_a_session_that_the_store_ends_loses_its_job_too(hub: Hub, authority: Authority) -> None:
+    _, session = running(hub)
+    pid = hub.seen("facts", session)["pid"]
+    authority.down = True
+    marks = hub.log().count("are not known")
+    until("a silent store", lambda: hub.log().count("are not known") > marks)
+    assert alive(pid), "a store out of reach takes no right away"
+    authority.down = False
+    authority.sessions[session]["ended"] = "revoked"
+    until("the end", lambda: "ends" in authority.sessions[session], 10)
+    assert (
+        "the store has ended the session: revoked"
+        in (authority.sessions[session]["ends"][0]["reason"])
+    )
+    until("the wrapper's end", lambda: not alive(pid))
+
+
+def test_the_store_hears_of_a_stop_before_the_job_has_gone(hub: Hub, authority: Authority) -> None:
+    alice, session = running(hub)
+    alice.stop()
+    assert authority.sessions[session]["ending"] == {"reason": "stopped", "grace_s": 15.0}
+
+
 def test_a_receipt_is_not_lost_while_the_store_is_away(hub: Hub, authority: Authority) -> None:
     alice, session = running(hub)
     authority.down = True
