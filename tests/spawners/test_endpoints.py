@@ -115,8 +115,6 @@ def test_what_a_sites_root_says_is_handed_on_and_strangers_are_refused(
     assert (answer.status_code, answer.json()) == (200, {"jobs": []})
     assert authority.said[-1] == said
     refused(hub.post("witness", {**said, "site": "elsewhere"}), 403, "address")
-    refused(hub.post("witness", {**said, "site": "../x"}), 422, "malformed")
-    refused(hub.post("witness", {**said, "by": "me"}), 422, "malformed")
     assert until("the record", lambda: authority.kinds("witness-refused"))
 
 

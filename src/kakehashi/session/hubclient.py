@@ -1,4 +1,4 @@
-"""The four calls that a node makes at the portal."""
+"""The calls that a node makes at the portal."""
 
 from __future__ import annotations
 
@@ -222,6 +222,13 @@ class HubClient:
         """Hand in the report at the session's end."""
         message = {"report": self._session, "items": items}
         self._post("leave", self._signed(key, message), timeout=5)
+
+    def testify(self, site: str, key: keys.SigningKey, message: dict[str, Any]) -> dict[str, Any]:
+        """Hand in what a site's root says, signed with the site's own key."""
+        text = json.dumps(message)
+        signature = base64.b64encode(key.sign(text.encode())).decode()
+        body = {"site": site, "message": text, "signature": signature}
+        return self._post("witness", body, timeout=5)
 
     def _signed(self, key: keys.SigningKey, message: dict[str, Any]) -> dict[str, str]:
         text = json.dumps(message)

@@ -45,7 +45,12 @@ def _libcrypto() -> ctypes.CDLL:
 
 
 class SigningKey:
-    """A key pair that is made here, never leaves this process and cannot be copied.
+    """A key pair that never leaves this process and cannot be copied.
+
+    Parameters
+    ----------
+    seed : bytes, optional
+        The private key, 32 bytes; a new one is made where it is left out.
 
     Attributes
     ----------
@@ -56,17 +61,21 @@ class SigningKey:
     ------
     SessionError
         There is no libcrypto, or it has no Ed25519.
+    ValueError
+        The seed has another length.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seed: bytes | None = None) -> None:
+        if seed is not None and len(seed) != _SEED:
+            raise ValueError(f"a seed has {_SEED} bytes")
         library = _libcrypto()
-        seed = ctypes.create_string_buffer(os.getrandom(_SEED), _SEED)
+        buffer = ctypes.create_string_buffer(os.getrandom(_SEED) if seed is None else seed, _SEED)
         try:
             self._key: int | None = library.EVP_PKEY_new_raw_private_key(
-                _EVP_PKEY_ED25519, None, seed, _SEED
+                _EVP_PKEY_ED25519, None, buffer, _SEED
             )
         finally:
-            library.OPENSSL_cleanse(seed, _SEED)
+            library.OPENSSL_cleanse(buffer, _SEED)
         if not self._key:
             raise SessionError("this node's libcrypto makes no Ed25519 keys (FIPS mode?)")
         public = ctypes.create_string_buffer(_PUBLIC)

@@ -14,7 +14,9 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kakehashi.errors import SiteError
+from kakehashi.errors import SessionError, SiteError
+from kakehashi.session.plan import Node
+from kakehashi.site.witness import Witness
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +26,8 @@ QUEUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 GPU_TYPE = re.compile(r"[A-Za-z0-9_-]{1,32}")
 SESSION = re.compile(r"[0-9a-f]{32}")
 TICKET = re.compile(r"[A-Za-z0-9_-]{43}=?")
+SITE = re.compile(r"[a-z][a-z0-9-]{0,31}")
+WITNESS_KEYS = frozenset({"site", "key", "portal_url", "portal_ca"})
 SAFE_PATH = re.compile(r"(/[A-Za-z0-9._+-]+)+")
 
 # A pipe holds 64 KiB; a document of half that can be written before anyone reads it.
@@ -66,6 +70,12 @@ class SiteFile:
         Folder of the scheduler's commands.
     slurm_conf : str or None
         ``SLURM_CONF`` for them, where it is not the default.
+    node : dict or None
+        What of a node the payload may see; it then replaces what the hub sends.
+    witness : Witness or None
+        How root reports of nodes after jobs.
+    tidy : tuple of str
+        Folders of a node's own in which files of an account are removed after its last job.
     """
 
     scheduler: str
@@ -74,6 +84,9 @@ class SiteFile:
     queues: frozenset[str]
     commands: str = "/usr/bin"
     slurm_conf: str | None = None
+    node: dict[str, Any] | None = None
+    witness: Witness | None = None
+    tidy: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -212,6 +225,9 @@ def check_job(value: object, site: SiteFile) -> Job:
 def _document(value: object, site: SiteFile) -> str:
     enter = _mapping(value, "enter")
     _exactly(enter, ENTER_KEYS, "enter")
+    if site.node is not None:
+        # The site's own word: a hub in wrong hands must not widen what a payload sees.
+        enter = {**enter, "node": site.node}
     _text(enter["session"], "enter.session", SESSION)
     if not isinstance(enter["ticket"], str) or not TICKET.fullmatch(enter["ticket"]):
         # Not through _text: no message may come near the ticket.
@@ -257,8 +273,11 @@ def read_site_file(path: Path) -> SiteFile:
 def _site_file(value: object) -> SiteFile:
     data = _mapping(value, "(file)")
     needed = {"scheduler", "accounts", "software", "queues"}
-    if not needed <= set(data) <= needed | {"commands", "slurm_conf"}:
-        raise RequestError("site-file", "expected the keys scheduler, accounts, software, queues")
+    optional = {"commands", "slurm_conf", "node", "witness", "tidy"}
+    if not needed <= set(data) <= needed | optional:
+        raise RequestError(
+            "site-file", f"expected the keys {sorted(needed)}, and of {sorted(optional)} any"
+        )
     if data["scheduler"] not in {"slurm", "none"}:
         raise RequestError("site-file", "scheduler: expected 'slurm' or 'none'")
     slurm_conf = data.get("slurm_conf")
@@ -269,6 +288,33 @@ def _site_file(value: object) -> SiteFile:
         queues=_names(data["queues"], "queues", QUEUE),
         commands=_text(data.get("commands", "/usr/bin"), "commands", SAFE_PATH),
         slurm_conf=None if slurm_conf is None else _text(slurm_conf, "slurm_conf", SAFE_PATH),
+        node=_node(data["node"], data["software"]) if "node" in data else None,
+        witness=_witness(data["witness"]) if "witness" in data else None,
+        tidy=tuple(sorted(_names(data.get("tidy", []), "tidy", SAFE_PATH))),
+    )
+
+
+def _node(value: object, software: str) -> dict[str, Any]:
+    node = {**_mapping(value, "node"), "software": software}
+    try:
+        Node.parse(node)
+    except SessionError as error:
+        raise RequestError("site-file", str(error)) from None
+    return node
+
+
+def _witness(value: object) -> Witness:
+    data = _mapping(value, "witness")
+    _exactly(data, WITNESS_KEYS, "witness")
+    authority = data["portal_ca"]
+    url = data["portal_url"]
+    if not isinstance(url, str) or not url.startswith(("https://", "http://127.0.0.1:")):
+        raise RequestError("site-file", "witness.portal_url: expected an https address")
+    return Witness(
+        site=_text(data["site"], "witness.site", SITE),
+        key=_text(data["key"], "witness.key", SAFE_PATH),
+        portal_url=url,
+        portal_ca=None if authority is None else _text(authority, "witness.portal_ca", SAFE_PATH),
     )
 
 
