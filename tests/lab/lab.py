@@ -15,6 +15,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from kakehashi.site import witness
 from tests.lab import hosts as ns
 from tests.lab import portal as services
 from tests.lab import slurm
@@ -128,6 +129,13 @@ def connect(hosts: dict[str, ns.Host]) -> None:
     gateway.run(["nft", "-f", "-"], stdin=FIREWALL.format(**PLATFORM))
 
 
+def join(hosts: dict[str, ns.Host], name: str) -> None:
+    """Join a host of the site to its network."""
+    hosts[name].run(["ip", "link", "set", "lo", "up"])
+    ns.add_link(hosts[name], "eth0", f"{SITE[name]}/24", hosts["gateway"], "site")
+    hosts[name].run(["ip", "route", "add", "default", "via", SITE["gateway"]])
+
+
 def up(*, lease_minutes: float = 15) -> Lab:
     """Bring the lab up, or return it where it runs already."""
     ns.need_root()
@@ -155,6 +163,7 @@ def _start(lease_minutes: float) -> Lab:
     connect(hosts)
     for name in ("login", "head", *NODES):
         services.add_people(hosts[name])
+    witness_key = witness.make_key(RUN_DIR / "witness.key")
     slurm.start(
         slurm.Machine(hosts["head"], "head", SITE["head"]),
         [slurm.Machine(hosts[name], name, SITE[name]) for name in NODES],
@@ -174,13 +183,16 @@ def _start(lease_minutes: float) -> Lab:
         },
         tls=True,
         lease_minutes=lease_minutes,
+        witness_keys={"slurm": witness_key},
     )
     services.start_provider(portal)
-    services.install_agent(
-        hosts["login"],
-        {"scheduler": "slurm", "accounts": sorted(accounts.values()),
-         "software": services.SOFTWARE, "queues": ["gpu"]},
-    )  # fmt: skip
+    site_file = {"scheduler": "slurm", "accounts": sorted(accounts.values()),
+                 "software": services.SOFTWARE, "queues": ["gpu"]}  # fmt: skip
+    services.install_agent(hosts["login"], site_file)
+    for name in NODES:
+        services.install_epilog(
+            hosts[name], site_file, (RUN_DIR / "witness.key").read_text(), portal
+        )
     services.start_store(portal)
     ca_file = services.write_ca(portal, RUN_DIR)
     services.start_login(portal)

@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import secrets
 import subprocess
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,7 +71,8 @@ class Place:
 class Portal:
     """Where the portal's services run, and on which ports.
 
-    ``sites`` holds the TOML text of each site's section, without its header.
+    ``sites`` holds the TOML text of each site's section, without its header; ``witness_keys``
+    the public key of each site whose root reports of its nodes.
     """
 
     store: Place
@@ -87,6 +89,7 @@ class Portal:
     lease_minutes: float = 15
     data: tuple[str, ...] = (f"{SOFTWARE}/tests/data",)
     people_file: str = "/var/lib/provider/accounts.json"
+    witness_keys: Mapping[str, str] = field(default_factory=dict)
     ca: LabCA = field(default_factory=LabCA)
 
     @property
@@ -129,6 +132,16 @@ class Portal:
             f'audit_anchors = ["{ANCHOR}/heads.jsonl"]\n'
             "[store.limits]\n"
             f"lease_minutes = {self.lease_minutes}\n"
+            + "".join(
+                f"[store.sites.{name}]\n"
+                f"addresses = {json.dumps(tomllib.loads(text)['addresses'])}\n"
+                + (
+                    f'witness_key = "{self.witness_keys[name]}"\n'
+                    if name in self.witness_keys
+                    else ""
+                )
+                for name, text in self.sites.items()
+            )
             + PROJECTS.format(expires=expires.isoformat(), sites=sites)
         )
 
@@ -275,10 +288,17 @@ def start_store(portal: Portal) -> None:
     if portal.data:
         kakehashi(host, ["store", "add", *portal.data])
     kakehashi(host, ["store", "view", "--all"])
+    serve_store(host)
+
+
+def serve_store(host: Host) -> None:
+    """Start the store's services; also used to restart them."""
+    log = host.log("store")
+    since = log.stat().st_size if log.exists() else 0
     process = host.daemon(
         "store", [PYTHON, "-m", "kakehashi.cli", "store", "serve", "--config", CONFIG]
     )
-    await_line(host, "store", "ready", process)
+    await_line(host, "store", "ready", process, since=since)
 
 
 def kakehashi(host: Host, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -294,6 +314,16 @@ def install_agent(host: Host, site_file: Mapping[str, object]) -> None:
     host.write(SITE_FILE, json.dumps(site_file), mode=0o600)
     host.write("/etc/sudoers.d/kakehashi", f"kakehashi-hub ALL=(root) NOPASSWD: {AGENT}\n",
                mode=0o440)  # fmt: skip
+
+
+def install_epilog(host: Host, site_file: Mapping[str, object], key: str, portal: Portal) -> None:
+    """Make a node's root a witness for the store."""
+    host.write("/etc/kakehashi/witness.key", key, mode=0o600)
+    host.write("/etc/kakehashi/ca.crt", portal.ca.certificate)
+    witness = {"site": "slurm", "key": "/etc/kakehashi/witness.key", "portal_url": portal.url,
+               "portal_ca": "/etc/kakehashi/ca.crt"}  # fmt: skip
+    tidy = ["/tmp", "/var/tmp", "/dev/shm"]
+    host.write(SITE_FILE, json.dumps({**site_file, "witness": witness, "tidy": tidy}), mode=0o600)
 
 
 AGENT = f"{PYTHON} -I -m kakehashi.site.agent --site {SITE_FILE}"

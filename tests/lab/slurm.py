@@ -43,6 +43,7 @@ UnkillableStepTimeout=20
 SlurmdTimeout=30
 MinJobAge=60
 GresTypes=gpu
+Epilog=/etc/slurm/epilog
 {nodes}
 PartitionName=gpu Nodes={names} Default=YES MaxTime=08:00:00 State=UP
 """
@@ -51,6 +52,11 @@ NODE = (
     "NodeName={name} NodeHostname={name} NodeAddr={address} CPUs=8 RealMemory=8000 "
     "Gres=gpu:h100:2 State=UNKNOWN"
 )
+# As root on each node, after each job.
+EPILOG = """\
+#!/bin/sh
+exec /opt/kakehashi/.venv/bin/python -I -m kakehashi.site.epilog
+"""
 GPUS = "Name=gpu Type=h100 File=/dev/nvidia[0-1]\n"
 CGROUP = "CgroupPlugin=cgroup/v1\nConstrainCores=no\nConstrainRAMSpace=no\nConstrainDevices=no\n"
 GPU_DEVICES = ("nvidia0", "nvidia1")
@@ -78,6 +84,7 @@ def configure(
     for host in [controller.host, *(node.host for node in nodes), *clients]:
         host.write("/etc/slurm/slurm.conf", text)
         host.write("/etc/slurm/cgroup.conf", CGROUP)
+        host.write("/etc/slurm/epilog", EPILOG, mode=0o755)
         if host in [node.host for node in nodes]:
             host.write("/etc/slurm/gres.conf", GPUS)
         host.write("/etc/munge/munge.key", key, mode=0o400)
@@ -90,6 +97,11 @@ def start_munge(host: Host) -> None:
     host.run(["/usr/sbin/munged", "--num-threads=2"], user="munge")
 
 
+def start_node(host: Host, name: str) -> None:
+    """Start what a node of the cluster runs."""
+    host.run(["/usr/sbin/slurmd", "-N", name])
+
+
 def start(controller: Machine, nodes: Sequence[Machine], clients: Sequence[Host]) -> None:
     """Start the cluster and wait until every node is idle."""
     key = os.urandom(64).hex()
@@ -98,7 +110,7 @@ def start(controller: Machine, nodes: Sequence[Machine], clients: Sequence[Host]
         start_munge(host)
     controller.host.run(["/usr/sbin/slurmctld", "-c"])
     for node in nodes:
-        node.host.run(["/usr/sbin/slurmd", "-N", node.name])
+        start_node(node.host, node.name)
 
     def idle() -> bool:
         answer = controller.host.run(["sinfo", "-h", "-o", "%T %D"], check=False)

@@ -64,7 +64,9 @@ def test_a_session_reads_verified_voxels_and_leaves_a_signed_receipt(
     assert receipt["session"] == session
     assert receipt["state"] == "complete"
     witnesses = {item["witness"] for item in receipt["items"]}
-    assert {"store", "wrapper", "scheduler"} <= witnesses
+    assert {"store", "wrapper", "scheduler", "site"} <= witnesses
+    seen = {item["item"]: item["result"] for item in receipt["items"] if item["witness"] == "site"}
+    assert seen["processes"] == seen["mounts"] == seen["files in /dev/shm"] == "gone"
 
 
 def test_the_gpu_that_was_asked_for_is_counted_and_shown_to_the_payload(
