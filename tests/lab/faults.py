@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-
 from tests.lab import hosts as ns
 from tests.lab import lab as real_lab
 from tests.lab import portal as services
 from tests.lab import slurm
-from tests.lab.hosts import wait_for
+from tests.lab.hosts import Host, wait_for
 from tests.lab.lab import NODES, RUN_DIR, SITE, Lab
 
 ADDRESSES = {**real_lab.PLATFORM, **SITE}
-CUTS = "cuts"
 
 
 def kill_node(lab: Lab, name: str) -> None:
@@ -20,7 +17,7 @@ def kill_node(lab: Lab, name: str) -> None:
     lab[name].kill()
 
 
-def return_node(lab: Lab, name: str) -> None:
+def return_node(lab: Lab, name: str) -> Host:
     """Boot a node again: its disk as it was, its memory empty.
 
     Before Slurm may use it, root scans for what the store still waits to hear, as the unit of a
@@ -36,6 +33,7 @@ def return_node(lab: Lab, name: str) -> None:
     scan_pending(lab, name)
     slurm.start_node(host, name)
     wait_for(f"{name} in Slurm", lambda: _is_up(lab, name), 60)
+    return host
 
 
 def scan_pending(lab: Lab, name: str) -> None:
@@ -56,25 +54,30 @@ def _is_up(lab: Lab, name: str) -> bool:
 
 
 def cut(lab: Lab, one: str, other: str | None = None) -> None:
-    """Drop all that a host sends or gets through the gateway, or between two hosts only."""
-    rules = []
-    sides = [(one, other)] if other is None else [(one, other), (other, one)]
-    for first, second in sides:
-        here = ADDRESSES[first]
-        there = f" ip daddr {ADDRESSES[second]}" if second else ""
-        rules.append(f"ip saddr {here}{there} drop")
-        if second is None:
-            rules.append(f"ip daddr {here} drop")
+    """Drop all that a host sends or gets through the gateway, or between two hosts only.
+
+    Established connections hang with it: nothing tells either side.
+    """
+    here = f"ip saddr {ADDRESSES[one]}", f"ip daddr {ADDRESSES[one]}"
+    there = ("", "")
+    if other is not None:
+        there = f"ip daddr {ADDRESSES[other]} ", f"ip saddr {ADDRESSES[other]} "
+    rules = [f"{mine} {others}drop" for mine, others in zip(here, there, strict=True)]
     # Before address translation, and for what a bridge passes within one network as well.
     chain = "\n".join(["type filter hook forward priority -300;", *rules])
     lab["gateway"].run(
-        ["nft", "-f", "-"], stdin=f"table ip {CUTS} {{ chain pass {{ {chain}\n}} }}\n"
+        ["nft", "-f", "-"],
+        stdin=f"table ip {_table(one, other)} {{\n chain pass {{\n{chain}\n}}\n}}\n",
     )
 
 
-def heal(lab: Lab) -> None:
-    """Let everything through again."""
-    lab["gateway"].run(["nft", "delete", "table", "ip", CUTS], check=False)
+def heal(lab: Lab, one: str, other: str | None = None) -> None:
+    """Let through again what the same words had cut."""
+    lab["gateway"].run(["nft", "delete", "table", "ip", _table(one, other)])
+
+
+def _table(one: str, other: str | None) -> str:
+    return "_".join(["cut", *sorted(name for name in (one, other) if name)])
 
 
 def stop_store(lab: Lab) -> None:
@@ -94,6 +97,12 @@ def start_store(lab: Lab) -> None:
     services.serve_store(lab["store"])
 
 
+def restart_store(lab: Lab) -> None:
+    """Kill the store's services and start them again."""
+    stop_store(lab)
+    start_store(lab)
+
+
 def kill_hub(lab: Lab) -> None:
     """Kill the hub; its proxy lives on."""
     login = lab["login"]
@@ -108,9 +117,7 @@ def start_hub(lab: Lab) -> None:
 
 def slurm_job(lab: Lab, account: str) -> str:
     """Return an account's job."""
-    shown: subprocess.CompletedProcess[str] = lab["login"].run(
-        ["squeue", "--noheader", "--user", account, "--format=%i"]
-    )
+    shown = lab["login"].run(["squeue", "--noheader", "--user", account, "--format=%i"])
     return shown.stdout.strip()
 
 
