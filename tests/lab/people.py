@@ -37,5 +37,6 @@ PEOPLE = (
     Person("suzuki", "鈴木 一郎", ("lung-ct", "brain-mr"), "ka0002", "researcher in two projects"),
     Person("sato", "佐藤 美咲", ("sarcoma-review",), "ka0003", "reviewer"),
     Person("yamada", "山田 太郎", ("portal-admins",), "ka0004", "administrator"),
+    Person("canary", "カナリア", ("canary",), "ka0005", "by whom operators verify a site"),
     Person("kimura", "木村 健", (), None, "no project"),
 )

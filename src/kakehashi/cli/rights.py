@@ -1,4 +1,4 @@
-"""``kakehashi revoke``, ``allow`` and ``blocks``: an operator of the store takes rights away."""
+"""``kakehashi sessions``, ``revoke``, ``allow`` and ``blocks``: rights, in an operator's hands."""
 
 from __future__ import annotations
 
@@ -138,3 +138,23 @@ def blocks(
         typer.echo(f"{one.kind} {one.name}  since {utc(one.time)} by {one.by}: {one.reason}")
     if not found:
         typer.echo("nothing is blocked")
+
+
+def sessions(
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    config: ConfigPath = DEFAULT_CONFIG,
+) -> None:
+    """List the sessions that have not ended, with their open connections."""
+    with _authority(config) as authority:
+        found = authority.live()
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
+        return
+    for one in found:
+        typer.echo(
+            f"{one['session']}  {one['person']}  {one['project']}  {one['site']} "
+            f"{one['host'] or '-'}  {one['connections']} connection(s), ends {one['ends_at']}"
+        )
+    if not found:
+        typer.echo("no session runs")

@@ -439,6 +439,23 @@ class Authority:
                 self._end(session, "revoked")
         return [session.id for session in ended]
 
+    def live(self) -> list[dict[str, Any]]:
+        """Return the sessions that have not ended, as an operator wants to see them."""
+        return [
+            {
+                "session": one.id,
+                "person": one.person,
+                "project": one.project,
+                "site": one.site,
+                "host": one.host,
+                "state": one.state,
+                "lease_expires_at": utc(one.lease_expires_at) if one.lease_expires_at else None,
+                "ends_at": utc(one.ends_at),
+                "connections": self._book.connections_left(one.id),
+            }
+            for one in self._book.live()
+        ]
+
     def allow(self, kind: BlockKind, name: str, by: str) -> bool:
         """Lift a block; False if there was none."""
         with self._book.transaction():

@@ -1,0 +1,1 @@
+"""A canary session, and the search for whatever it may have left."""
