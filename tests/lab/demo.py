@@ -91,8 +91,9 @@ def _start() -> Demo:
     services.start_provider(portal)
     services.install_agent(
         host,
-        {"scheduler": "none", "accounts": sorted(accounts.values()),
-         "software": services.SOFTWARE, "queues": ["local"]},
+        {services.SITE_FILE: {
+            "scheduler": "none", "accounts": sorted(accounts.values()),
+            "software": services.SOFTWARE, "queues": ["local"]}},
     )  # fmt: skip
     services.start_store(portal)
     services.start_login(portal)

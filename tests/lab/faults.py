@@ -7,7 +7,7 @@ from tests.lab import lab as real_lab
 from tests.lab import portal as services
 from tests.lab import slurm
 from tests.lab.hosts import Host, wait_for
-from tests.lab.lab import NODES, RUN_DIR, SITE, Lab
+from tests.lab.lab import NODES, PLAIN_NODES, RUN_DIR, SITE, Lab
 
 ADDRESSES = {**real_lab.PLATFORM, **SITE}
 
@@ -31,7 +31,7 @@ def return_node(lab: Lab, name: str) -> Host:
     host.run(["install", "-d", "-o", "munge", "-g", "munge", "-m", "755", "/run/munge"])
     slurm.start_munge(host)
     scan_pending(lab, name)
-    slurm.start_node(host, name)
+    slurm.start_node(host, name, plain=name in PLAIN_NODES)
     wait_for(f"{name} in Slurm", lambda: _is_up(lab, name), 60)
     return host
 

@@ -34,10 +34,11 @@ def node(path: Path, major: int, minor: int) -> None:
     path.chmod(0o666)
 
 
-def build_devices(dev: Path, extra: list[str]) -> None:
+def build_devices(dev: Path, extra: list[str], *, fuse: bool) -> None:
     mount("tmpfs", dev, "tmpfs", NOSUID | NOEXEC, "mode=755,size=1m")
     for name, (major, minor) in DEVICES.items():
-        node(dev / name, major, minor)
+        if fuse or name != "fuse":
+            node(dev / name, major, minor)
     for name in extra:
         # Made-up GPUs: the scheduler counts device files and asks no driver.
         node(dev / name, 1, 3)
@@ -68,7 +69,8 @@ def build_root(spec: dict[str, object]) -> None:
     mount("sysfs", root / "sys", "sysfs", NOSUID | NODEV | NOEXEC)
     for place, mode in (("tmp", "1777"), ("var/tmp", "1777"), ("run", "755")):
         mount("tmpfs", root / place, "tmpfs", NOSUID | NODEV, f"mode={mode}")
-    build_devices(root / "dev", list(spec["devices"]))  # type: ignore[call-overload]
+    devices = list(spec["devices"])  # type: ignore[call-overload]
+    build_devices(root / "dev", devices, fuse=bool(spec["fuse"]))
     for name, text in spec["files"].items():  # type: ignore[attr-defined]
         path = root / name.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)

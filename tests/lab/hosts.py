@@ -169,6 +169,7 @@ class HostSpec:
     own_network: bool = True
     binds: tuple[tuple[str, str, bool], ...] = ()
     devices: tuple[str, ...] = ()
+    fuse: bool = True
     files: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -205,6 +206,7 @@ def start_host(spec: HostSpec, run_dir: Path) -> Host:
         "hostname": spec.hostname,
         "binds": spec.binds,
         "devices": spec.devices,
+        "fuse": spec.fuse,
         "files": dict(spec.files),
     }
     process.stdin.write(json.dumps(document).encode())

@@ -5,7 +5,7 @@ through the gateway, which translates their addresses: at the store and at the h
 address tells the site, not the person.
 
     platform 10.77.1.0/24                        site 10.77.2.0/24
-    store .20   login .10   provider .30 -- gateway -- head .10   node1 .11   node2 .12
+    store .20   login .10   provider .30 -- gateway -- head .10   node1 .11   node2 .12   node3 .13
     (the machine itself, with the browser: .2)
 """
 
@@ -26,8 +26,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 DESK = "kakehashi-desk"
 PLATFORM = {"gateway": "10.77.1.1", "login": "10.77.1.10", "store": "10.77.1.20",
             "provider": "10.77.1.30"}  # fmt: skip
-SITE = {"gateway": "10.77.2.1", "head": "10.77.2.10", "node1": "10.77.2.11", "node2": "10.77.2.12"}
-NODES = ("node1", "node2")
+SITE = {"gateway": "10.77.2.1", "head": "10.77.2.10", "node1": "10.77.2.11", "node2": "10.77.2.12",
+        "node3": "10.77.2.13"}  # fmt: skip
+# node3 has neither user namespaces nor FUSE nor GPUs.
+NODES = ("node1", "node2", "node3")
+PLAIN_NODES = ("node3",)
 DESK_ADDRESS = "10.77.1.2/24"
 FIREWALL = """
 table ip kakehashi {{
@@ -66,6 +69,25 @@ memory_mb = 2000
 """
 
 
+PLAIN_SITE = """\
+title = "Slurm cluster, nodes without user namespaces"
+title_ja = "名前空間のないSlurmクラスタ"
+scheduler = "slurm"
+agent = {agent}
+addresses = ["{gateway}/32"]
+accounts = {accounts}
+hub_address = "{login}:8081"
+node_name_is_address = true
+[[sites.slurm-plain.queues]]
+name = "plain"
+title = "Plain nodes"
+max_hours = 8
+cpus = 2
+memory_mb = 2000
+"""
+PLAIN_SITE_FILE = "/etc/kakehashi-site-plain.json"
+
+
 @dataclass(frozen=True)
 class Lab:
     """The running lab."""
@@ -101,7 +123,8 @@ def spec(name: str) -> ns.HostSpec:
         name=name,
         hostname=name,
         binds=tuple(binds),
-        devices=slurm.GPU_DEVICES if name in NODES else (),
+        devices=slurm.GPU_DEVICES if name in NODES and name not in PLAIN_NODES else (),
+        fuse=name not in PLAIN_NODES,
         files={"/etc/hosts": hosts_file(), "/etc/resolv.conf": ""},
     )
 
@@ -163,10 +186,10 @@ def _start(lease_minutes: float) -> Lab:
     connect(hosts)
     for name in ("login", "head", *NODES):
         services.add_people(hosts[name])
-    witness_key = witness.make_key(RUN_DIR / "witness.key")
+    keys = {site: RUN_DIR / f"{site}-witness.key" for site in ("slurm", "slurm-plain")}
     slurm.start(
         slurm.Machine(hosts["head"], "head", SITE["head"]),
-        [slurm.Machine(hosts[name], name, SITE[name]) for name in NODES],
+        [slurm.Machine(hosts[name], name, SITE[name], name in PLAIN_NODES) for name in NODES],
         [hosts["login"]],
     )
     accounts = services.site_accounts()
@@ -179,20 +202,28 @@ def _start(lease_minutes: float) -> Lab:
                 agent=json.dumps(services.agent_argv()),
                 accounts=inline_table(accounts),
                 **PLATFORM,
-            )
+            ),
+            "slurm-plain": PLAIN_SITE.format(
+                agent=json.dumps(services.agent_argv(PLAIN_SITE_FILE)),
+                accounts=inline_table(accounts),
+                **PLATFORM,
+            ),
         },
         tls=True,
         lease_minutes=lease_minutes,
-        witness_keys={"slurm": witness_key},
+        witness_keys={site: witness.make_key(path) for site, path in keys.items()},
     )
     services.start_provider(portal)
-    site_file = {"scheduler": "slurm", "accounts": sorted(accounts.values()),
-                 "software": services.SOFTWARE, "queues": ["gpu"]}  # fmt: skip
-    services.install_agent(hosts["login"], site_file)
+    common = {"scheduler": "slurm", "accounts": sorted(accounts.values()),
+              "software": services.SOFTWARE}  # fmt: skip
+    files = {"slurm": {**common, "queues": ["gpu"]}, "slurm-plain": {**common, "queues": ["plain"]}}
+    services.install_agent(
+        hosts["login"],
+        {services.SITE_FILE: files["slurm"], PLAIN_SITE_FILE: files["slurm-plain"]},
+    )
     for name in NODES:
-        services.install_epilog(
-            hosts[name], site_file, (RUN_DIR / "witness.key").read_text(), portal
-        )
+        site = "slurm-plain" if name in PLAIN_NODES else "slurm"
+        services.install_epilog(hosts[name], site, files[site], keys[site].read_text(), portal)
     services.start_store(portal)
     ca_file = services.write_ca(portal, RUN_DIR)
     services.start_login(portal)

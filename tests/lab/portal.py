@@ -56,6 +56,17 @@ expires = {expires}
 groups = ["sarcoma-review"]
 sites = [{sites}]
 cohort = {{ modality = ["PT"] }}
+
+[[projects]]
+id = "canary"
+title = "Canary"
+title_ja = "カナリア"
+purpose = "Synthetic series by which operators verify a site"
+approval = "2026-0001"
+expires = {expires}
+groups = ["canary"]
+sites = [{sites}]
+cohort = {{ manufacturer = ["Kakehashi"] }}
 """
 
 
@@ -309,29 +320,35 @@ def kakehashi(host: Host, arguments: Sequence[str]) -> subprocess.CompletedProce
     )
 
 
-def install_agent(host: Host, site_file: Mapping[str, object]) -> None:
-    """Let the hub's account on a host call a site's agent, and nothing else, as root."""
-    host.write(SITE_FILE, json.dumps(site_file), mode=0o600)
-    host.write("/etc/sudoers.d/kakehashi", f"kakehashi-hub ALL=(root) NOPASSWD: {AGENT}\n",
-               mode=0o440)  # fmt: skip
+def install_agent(host: Host, site_files: Mapping[str, Mapping[str, object]]) -> None:
+    """Let the hub's account on a host call the agent of each site, and nothing else, as root."""
+    for path, site_file in site_files.items():
+        host.write(path, json.dumps(site_file), mode=0o600)
+    rules = (
+        f"kakehashi-hub ALL=(root) NOPASSWD: {' '.join(_agent(path))}\n" for path in site_files
+    )
+    host.write("/etc/sudoers.d/kakehashi", "".join(rules), mode=0o440)
 
 
-def install_epilog(host: Host, site_file: Mapping[str, object], key: str, portal: Portal) -> None:
+def install_epilog(
+    host: Host, site: str, site_file: Mapping[str, object], key: str, portal: Portal
+) -> None:
     """Make a node's root a witness for the store."""
     host.write("/etc/kakehashi/witness.key", key, mode=0o600)
     host.write("/etc/kakehashi/ca.crt", portal.ca.certificate)
-    witness = {"site": "slurm", "key": "/etc/kakehashi/witness.key", "portal_url": portal.url,
+    witness = {"site": site, "key": "/etc/kakehashi/witness.key", "portal_url": portal.url,
                "portal_ca": "/etc/kakehashi/ca.crt"}  # fmt: skip
     tidy = ["/tmp", "/var/tmp", "/dev/shm"]
     host.write(SITE_FILE, json.dumps({**site_file, "witness": witness, "tidy": tidy}), mode=0o600)
 
 
-AGENT = f"{PYTHON} -I -m kakehashi.site.agent --site {SITE_FILE}"
+def _agent(site_file: str) -> list[str]:
+    return [PYTHON, "-I", "-m", "kakehashi.site.agent", "--site", site_file]
 
 
-def agent_argv() -> list[str]:
-    """Return how the hub calls the agent."""
-    return ["sudo", "-n", *AGENT.split()]
+def agent_argv(site_file: str = SITE_FILE) -> list[str]:
+    """Return how the hub calls the agent of a site."""
+    return ["sudo", "-n", *_agent(site_file)]
 
 
 def start_login(portal: Portal) -> None:

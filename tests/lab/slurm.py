@@ -1,7 +1,7 @@
-"""A real Slurm cluster on hosts of the lab: one controller, two nodes, made-up GPUs.
+"""A real Slurm cluster on hosts of the lab: a controller, nodes with made-up GPUs, a plain one.
 
 The GPUs are device files that Slurm counts, queues for and refuses as it does real ones;
-there is no driver behind them.
+there is no driver behind them. The plain node has none, and neither user namespaces nor FUSE.
 """
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ MinJobAge=60
 GresTypes=gpu
 Epilog=/etc/slurm/epilog
 {nodes}
-PartitionName=gpu Nodes={names} Default=YES MaxTime=08:00:00 State=UP
+PartitionName=gpu Nodes={gpu} Default=YES MaxTime=08:00:00 State=UP
+PartitionName=plain Nodes={plain} MaxTime=08:00:00 State=UP
 """
 
 NODE = (
-    "NodeName={name} NodeHostname={name} NodeAddr={address} CPUs=8 RealMemory=8000 "
-    "Gres=gpu:h100:2 State=UNKNOWN"
+    "NodeName={name} NodeHostname={name} NodeAddr={address} CPUs=8 RealMemory=8000 {gres}"
+    "State=UNKNOWN"
 )
 # As root on each node, after each job.
 EPILOG = """\
@@ -60,6 +61,7 @@ exec /opt/kakehashi/.venv/bin/python -I -m kakehashi.site.epilog
 GPUS = "Name=gpu Type=h100 File=/dev/nvidia[0-1]\n"
 CGROUP = "CgroupPlugin=cgroup/v1\nConstrainCores=no\nConstrainRAMSpace=no\nConstrainDevices=no\n"
 GPU_DEVICES = ("nvidia0", "nvidia1")
+NO_NAMESPACES = "/opt/kakehashi/tests/lab/no_namespaces.py"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Machine:
     host: Host
     name: str
     address: str
+    plain: bool = False
 
 
 def configure(
@@ -78,14 +81,22 @@ def configure(
     text = CONFIGURATION.format(
         controller=controller.name,
         controller_address=controller.address,
-        nodes="\n".join(NODE.format(name=node.name, address=node.address) for node in nodes),
-        names=",".join(node.name for node in nodes),
+        nodes="\n".join(
+            NODE.format(
+                name=node.name,
+                address=node.address,
+                gres="" if node.plain else "Gres=gpu:h100:2 ",
+            )
+            for node in nodes
+        ),
+        gpu=",".join(node.name for node in nodes if not node.plain),
+        plain=",".join(node.name for node in nodes if node.plain),
     )
     for host in [controller.host, *(node.host for node in nodes), *clients]:
         host.write("/etc/slurm/slurm.conf", text)
         host.write("/etc/slurm/cgroup.conf", CGROUP)
         host.write("/etc/slurm/epilog", EPILOG, mode=0o755)
-        if host in [node.host for node in nodes]:
+        if host in [node.host for node in nodes if not node.plain]:
             host.write("/etc/slurm/gres.conf", GPUS)
         host.write("/etc/munge/munge.key", key, mode=0o400)
         host.run(["chown", "-R", "munge:munge", "/etc/munge"])
@@ -97,9 +108,10 @@ def start_munge(host: Host) -> None:
     host.run(["/usr/sbin/munged", "--num-threads=2"], user="munge")
 
 
-def start_node(host: Host, name: str) -> None:
+def start_node(host: Host, name: str, *, plain: bool) -> None:
     """Start what a node of the cluster runs."""
-    host.run(["/usr/sbin/slurmd", "-N", name])
+    prefix = ["/usr/bin/python3", "-I", NO_NAMESPACES] if plain else []
+    host.run([*prefix, "/usr/sbin/slurmd", "-N", name])
 
 
 def start(controller: Machine, nodes: Sequence[Machine], clients: Sequence[Host]) -> None:
@@ -110,11 +122,11 @@ def start(controller: Machine, nodes: Sequence[Machine], clients: Sequence[Host]
         start_munge(host)
     controller.host.run(["/usr/sbin/slurmctld", "-c"])
     for node in nodes:
-        start_node(node.host, node.name)
+        start_node(node.host, node.name, plain=node.plain)
 
     def idle() -> bool:
-        answer = controller.host.run(["sinfo", "-h", "-o", "%T %D"], check=False)
-        return answer.stdout.strip() == f"idle {len(nodes)}"
+        answer = controller.host.run(["sinfo", "-h", "-N", "-o", "%T"], check=False)
+        return answer.stdout.split() == ["idle"] * len(nodes)
 
     try:
         wait_for("idle Slurm nodes", idle)

@@ -149,3 +149,20 @@ def test_a_killed_hub_answers_nobody_until_it_is_started(lab: Lab) -> None:
     finally:
         faults.start_hub(lab)
     assert status() == 200
+
+
+@pytest.mark.parametrize(("queue", "there"), [("gpu", True), ("plain", False)])
+def test_jobs_of_the_plain_queue_have_neither_user_namespaces_nor_fuse(
+    lab: Lab, queue: str, there: bool
+) -> None:
+    job = ["srun", f"--partition={queue}"]
+    attempts = (
+        ["/usr/bin/unshare", "--user", "true"],
+        ["/usr/bin/test", "-e", "/dev/fuse"],
+        # Through a thread's clone as well as by unshare itself.
+        ["/usr/bin/bwrap", "--unshare-user", "--ro-bind", "/", "/", "true"],
+    )
+    for attempt in attempts:
+        done = lab["head"].run([*job, *attempt], user="ka0001", check=False)
+        assert (done.returncode == 0) == there, (attempt, done.stderr)
+    assert lab["head"].run([*job, "/usr/bin/true"], user="ka0001").returncode == 0
