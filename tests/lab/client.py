@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from http.cookiejar import CookieJar
 from urllib.parse import urljoin
 
 import requests
@@ -56,9 +57,10 @@ class Client(Visitor):
     def stop(self, seconds: float = 60) -> None:
         super().stop(seconds)
         # The next server does not know the log-in of this one.
-        for cookie in list(self.http.cookies):
+        cookies: CookieJar = self.http.cookies
+        for cookie in list(cookies):
             if cookie.path == f"/user/{self.name}/":
-                self.http.cookies.clear(cookie.domain, cookie.path, cookie.name)
+                cookies.clear(cookie.domain, cookie.path, cookie.name)
 
     def enter_lab(self) -> None:
         """Get the cookies of the person's server by its log-in through the hub."""

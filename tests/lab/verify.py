@@ -10,10 +10,10 @@ from tests.lab import faults, look
 from tests.lab import portal as services
 from tests.lab.client import Client
 from tests.lab.hosts import Host, LabError, wait_for
-from tests.lab.lab import Lab
+from tests.lab.lab import NODES, Lab
 
 PERSON, ACCOUNT = "canary", "ka0005"
-ROLES = {"login": "hub", "store": "store", "head": "head", "node1": "node", "node2": "node"}
+ROLES = {"login": "hub", "store": "store", "head": "head", **dict.fromkeys(NODES, "node")}
 # Inside: the store's packs, views and work folders. Its records and logs are searched.
 SKIP = {"store": ("/srv/kakehashi/packs", "/srv/kakehashi/views", "/srv/kakehashi/work")}
 
@@ -45,13 +45,13 @@ class LabHost:
             raise VerifyError(str(error)) from None
 
 
-def deployment(lab: Lab) -> Deployment:
+def deployment(lab: Lab, site: str = "slurm") -> Deployment:
     """Return the running lab as the canary sees it."""
     visitor = Client(lab.url, PERSON, str(lab.ca_file))
     visitor.log_in()
     return Deployment(
         visitor=visitor,
-        site="slurm",
+        site=site,
         project="canary",
         options={"queue": "gpu", "gpus": 1, "hours": 1.0},
         hosts=[LabHost(lab, name, role) for name, role in ROLES.items()],
@@ -122,7 +122,7 @@ class Ways:
             self._scancel()
             self._gone(node)
         finally:
-            faults.heal(self.lab)
+            faults.heal(self.lab, node.name, "store")
 
     def wrapper_and_store(self, session: str) -> None:
         node = self._node()

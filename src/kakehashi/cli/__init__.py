@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from kakehashi import __version__
-from kakehashi.cli import audit, node, receipt, rights, service, store
+from kakehashi.cli import audit, node, receipt, rights, service, store, verify
 from kakehashi.errors import KakehashiError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 store.app.command("init")(service.init)
 store.app.command("serve")(service.serve)
 store.app.command("hub-add")(service.hub_add)
+store.app.command("rotate")(service.rotate)
 app.command("revoke")(rights.revoke)
 app.command("sessions")(rights.sessions)
 app.command("allow")(rights.allow)
@@ -28,6 +29,7 @@ app.add_typer(store.app, name="store")
 app.add_typer(audit.app, name="audit")
 app.add_typer(receipt.app, name="receipt")
 app.add_typer(node.app, name="node")
+app.command("verify-site")(verify.verify_site)
 
 
 @app.command()

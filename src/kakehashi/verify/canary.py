@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 GONE_S = 120.0
 PENDING_S = 15.0
 POLL_S = 0.5
+MEMORY = ("/tmp", "/var/tmp", "/dev/shm", "/home/session", "/run/user")  # noqa: S108 - names inside the payload
 MAY_BE_LEFT = frozenset(
-    {"write /tmp", "write /var/tmp", "write /dev/shm", "write /home/session",
-     "POSIX shared memory", "System V segment", "memory file", "deleted, but open",
+    {"POSIX shared memory", "System V segment", "memory file", "deleted, but open",
      "command line", "core dump"}
 )  # fmt: skip
-"""What a program may do in its session: all of it lies in memory that goes with it."""
+"""What a program may do in its session, besides writing to :data:`MEMORY`: all of it lies in
+memory that goes with the session."""
 
 
 class VerifyError(KakehashiError):
@@ -270,7 +271,8 @@ class Canary:
             "mounts": sum(len(answer["live"]["mounts"]) for answer in during.values()),
             "processes": sum(len(answer["live"]["processes"]) for answer in during.values()),
         }
-        wrong = sorted(set(attempts["left"]) - MAY_BE_LEFT) + attempts["dumps"]
+        allowed = [one for one in attempts["left"] if _may_be_left(one)]
+        wrong = sorted(set(attempts["left"]) - set(allowed)) + attempts["dumps"]
         state = receipt.get("state")
         left = [item for item in receipt.get("items", []) if item["result"] == "left"]
         return {
@@ -293,7 +295,7 @@ class Canary:
             "findings": findings,
             "live": live,
             "control": control,
-            "allowed_in_session": sorted(set(attempts["left"]) & MAY_BE_LEFT),
+            "allowed_in_session": allowed,
             "not_allowed_but_done": wrong,
             "refused_in_session": attempts["refused"],
             "not_observable": [
@@ -302,6 +304,28 @@ class Canary:
             "looked": {name: answer["looked"] for name, answer in after.items()},
             "skipped": {host.name: list(host.skip) for host in self.deployment.hosts},
         }
+
+
+def self_test_of(deployment: Deployment) -> dict[str, Any]:
+    """Plant the pattern on every host, in every place and form, and have the search find it."""
+    needles = Pattern.new().needles()
+    controls: list[dict[str, Any]] = []
+    for host in deployment.hosts:
+        tell(f"self-test on {host.name}")
+        mask = os.urandom(61)
+        covered = {name: masked(data, mask).hex() for name, data in needles.items()}
+        request = {"mask": mask.hex(), "needles": covered, "skip": list(host.skip)}
+        answer = host.python("kakehashi.verify.selftest", stdin=json.dumps(request))
+        controls += [{"host": host.name, **one} for one in json.loads(answer)["controls"]]
+    green = [one for one in controls if not one["found"]]
+    return {"ok": bool(controls) and not green, "controls": len(controls), "stayed_green": green}
+
+
+def _may_be_left(attempt: str) -> bool:
+    place = attempt.removeprefix("write ")
+    return attempt in MAY_BE_LEFT or any(
+        place == folder or place.startswith(f"{folder}/") for folder in MEMORY
+    )
 
 
 def _act(kernel: Kernel, code: str) -> str:
