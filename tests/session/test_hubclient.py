@@ -58,6 +58,12 @@ def test_a_good_grant_is_taken() -> None:
     assert grant.expires_at.tzinfo is not None
 
 
+def test_a_store_that_replaces_its_host_ca_may_name_two() -> None:
+    both = "ssh-ed25519 AAAA\nssh-ed25519 BBBB"
+    value = changed("store", "host_ca", to=both)
+    assert Grant.parse(value, SESSION, KEY.public).host_ca == both
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -70,6 +76,7 @@ def test_a_good_grant_is_taken() -> None:
         changed("store", "port", to=0),
         changed("store", "port", to="22"),
         changed("store", "host_ca", to="ssh-ed25519 AAAA\n* ssh-rsa BBBB"),
+        changed("store", "host_ca", to="ssh-ed25519 AAAA\n"),
         changed("store", "view_account", to="-x"),
         changed("store", "work_account", to="root@elsewhere"),
         changed("manifest", "sha256", to="../../x"),

@@ -24,7 +24,8 @@ _ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:-]{0,252}")
 _ENDPOINT = re.compile(r"(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9][A-Za-z0-9.-]{0,252}):[0-9]{1,5}")
 _HASH = re.compile(r"[0-9a-f]{64}")
-_KEY_LINE = re.compile(r"ssh-[a-z0-9-]+ [A-Za-z0-9+/]+=*")
+# Two while the store replaces its host CA: the new one, and the one that sshd still shows.
+_KEY_LINES = re.compile(r"ssh-[a-z0-9-]+ [A-Za-z0-9+/]+=*(\nssh-[a-z0-9-]+ [A-Za-z0-9+/]+=*)?")
 _TOO_MANY, _TIMEOUT = 429, 408
 
 
@@ -97,7 +98,7 @@ class Grant:
             certificate=str(value["certificate"]),
             address=_matching(store["address"], _ADDRESS, "store.address"),
             port=port,
-            host_ca=_matching(store["host_ca"], _KEY_LINE, "store.host_ca"),
+            host_ca=_matching(store["host_ca"], _KEY_LINES, "store.host_ca"),
             view_account=_matching(store["view_account"], _ACCOUNT, "store.view_account"),
             work_account=_matching(store["work_account"], _ACCOUNT, "store.work_account"),
             manifest={

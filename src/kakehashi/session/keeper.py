@@ -158,7 +158,6 @@ class Keeper:
 
         grant, auth = self._grant, self._files["auth"]
         channels.seal_programs(auth)
-        channels.write_private(auth, "known_hosts", f"@cert-authority * {grant.host_ca}\n")
         channels.write_private(auth, "id.pub", keys.public_line(self._key.public) + "\n")
         self._take_certificate(grant)
         self._write_lease()
@@ -302,6 +301,8 @@ class Keeper:
 
     def _take_certificate(self, grant: Grant) -> None:
         self._agent.renew(keys.certificate_blob(grant.certificate, self._key.public))
+        known = "".join(f"@cert-authority * {line}\n" for line in grant.host_ca.splitlines())
+        channels.write_private(self._files["auth"], "known_hosts", known)
         channels.write_private(self._files["auth"], "cert", grant.certificate + "\n")
 
     def _set_state(self, state: str, message: str) -> None:
