@@ -158,7 +158,8 @@ class Node:
         store = grant["store"]
         (self.folder / "key-cert.pub").write_text(grant["certificate"] + "\n")
         place = f"[{store['address']}]:{store['port']}"
-        (self.folder / "known_hosts").write_text(f"@cert-authority {place} {store['host_ca']}\n")
+        lines = [f"@cert-authority {place} {line}\n" for line in store["host_ca"].splitlines()]
+        (self.folder / "known_hosts").write_text("".join(lines))
         return grant
 
     def arguments(self, *options: str) -> list[str]:

@@ -431,7 +431,7 @@ def test_receipt_names_the_witness_of_each_item(desk: Desk) -> None:
     assert "claimed by the wrapper" in str(receipt["items"])
 
 
-def seen(job: str = "7", **changes: object) -> dict[str, object]:
+def seen(job: str | None = "7", **changes: object) -> dict[str, object]:
     items = [{"item": "/tmp", "result": "gone", "detail": "clean"}]
     message = {"witness": "site", "site": "scanned", "host": "node1", "job": job, "items": items}
     return {**message, **changes}

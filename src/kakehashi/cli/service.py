@@ -1,9 +1,9 @@
-"""``kakehashi store init``, ``serve`` and ``hub-add``."""
+"""``kakehashi store init``, ``serve``, ``hub-add`` and ``rotate``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -44,3 +44,23 @@ def hub_add(
     with acting_as(names(store).authority):
         token = hubs.add(Layout(store.root).hubs, name)
     typer.echo(token.reveal())
+
+
+def rotate(
+    what: Annotated[
+        Literal["user-ca", "host-key", "host-ca"], typer.Argument(help="Which key to replace.")
+    ],
+    *,
+    now: Annotated[
+        bool, typer.Option("--now", help="The old key was stolen: trust it no more, from now on.")
+    ] = False,
+    config: ConfigPath = DEFAULT_CONFIG,
+) -> None:
+    """Replace a key of the store; sessions go on, and the old key is dropped when unused.
+
+    With --now a session's next connection waits for its next renewal. A host key is then
+    replaced together with the host CA, which vouches for the old one.
+    """
+    from kakehashi.store.authority import rotation  # noqa: PLC0415 - as above
+
+    typer.echo(rotation.rotate(load(config), what, at_once=now))

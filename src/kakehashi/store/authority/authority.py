@@ -21,6 +21,7 @@ from kakehashi.audit.canonical import utc
 from kakehashi.errors import RefusedError
 from kakehashi.secret import Secret
 from kakehashi.store.authority import receipt as receipts
+from kakehashi.store.authority import rotation
 from kakehashi.store.authority.book import Book, Session
 from kakehashi.store.authority.ca import Keys, PublicKey
 from kakehashi.store.authority.layout import Layout, names
@@ -526,7 +527,7 @@ class Authority:
         return document
 
     def sweep(self, patience_s: float) -> None:
-        """End what is overdue, and write the receipts that can be written.
+        """End what is overdue, drop replaced keys, and write the receipts that can be written.
 
         Parameters
         ----------
@@ -545,6 +546,7 @@ class Authority:
                 # The configuration was read anew: a right may be gone that was there.
                 with self._book.transaction():
                     self._end(session, error.code)
+        rotation.settle(self._store, self._book, self._audit, now)
         for session in self._book.without_final_receipt():
             waited = now - (session.ended_at or now)
             if waited >= patience_s or self.connections_left(session.id) == 0:
@@ -688,7 +690,7 @@ class Authority:
             "store": {
                 "address": self._store.address,
                 "port": self._store.port,
-                "host_ca": self._keys.host_ca_public,
+                "host_ca": "\n".join(self._keys.trusted("host-ca")),
                 "view_account": session.view_account,
                 "work_account": session.work_account,
             },

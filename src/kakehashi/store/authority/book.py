@@ -188,6 +188,14 @@ class Certificates:
 
 
 @dataclass(frozen=True)
+class Leases:
+    """Sessions with a lease of some kind, and when the last of those leases is over."""
+
+    sessions: int
+    last_expires_at: float | None
+
+
+@dataclass(frozen=True)
 class Denial:
     """An authentication that the store refused although the certificate was genuine."""
 
@@ -480,6 +488,16 @@ class Book:
             (session,),
         ).fetchone()
         return Certificates(int(row["n"]), row["last"])
+
+    def leases_given_until(self, time: float, now: float) -> Leases:
+        """Return the leases that were given until a time, and live at ``now``."""
+        row = self._db.execute(
+            "SELECT count(DISTINCT s.id) AS n, max(c.expires_at) AS last FROM certificates c"
+            " JOIN sessions s ON s.id = c.session"
+            " WHERE s.state = 'granted' AND c.issued_at <= ? AND c.expires_at > ?",
+            (time, now),
+        ).fetchone()
+        return Leases(int(row["n"]), row["last"])
 
     def add_report(
         self, session: str, witness: Witness, items: Sequence[Mapping[str, str]], now: float

@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from kakehashi.errors import ConfigError, RefusedError, StoreError
+from kakehashi.store.authority.trust import Trust, write_public
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +32,22 @@ CLOCK_SKEW_S = 60
 HOST_CERTIFICATE_S = 10 * 365 * 24 * 3600
 _PUBLIC_KEY = re.compile(r"ssh-ed25519 ([A-Za-z0-9+/]{68})(?: [ -~]{0,64})?")
 _BLOB_PREFIX = b"\0\0\0\x0bssh-ed25519\0\0\0\x20"
-_KEYS = ("user_ca", "host_ca", "receipt")
+
+Ca = Literal["user-ca", "host-ca"]
+
+
+@dataclass(frozen=True)
+class CaFiles:
+    """Names of one authority's files in the keys' folder: its key, and who is trusted."""
+
+    key: str
+    trusted: str
+
+
+CAS: dict[Ca, CaFiles] = {
+    "user-ca": CaFiles("user_ca", "user_cas"),
+    "host-ca": CaFiles("host_ca", "host_cas"),
+}
 
 
 @dataclass(frozen=True)
@@ -98,12 +114,15 @@ class Signed:
 
 
 class Keys:
-    """The authority's keys, read from its folder.
+    """The authority's keys, in its folder.
+
+    Those of the certificate authorities are read at each use: they are replaced while the
+    authority runs.
 
     Parameters
     ----------
     folder : Path
-        Holds ``user_ca``, ``host_ca`` and ``receipt``, each with ``.pub``.
+        Holds ``user_ca``, ``host_ca`` and ``receipt``, each with ``.pub``, and who is trusted.
 
     Raises
     ------
@@ -112,17 +131,33 @@ class Keys:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._user_ca = _load(folder / "user_ca")
-        self._host_ca = _load(folder / "host_ca")
+        self._folder = folder
         self.receipt = _load(folder / "receipt")
-        self.host_ca_public = public_line(self._host_ca.public_key())
+        for ca in CAS:
+            self.public(ca)
+            self.trusted(ca)
 
     @staticmethod
     def create(folder: Path) -> None:
         """Make each key that is not there yet, readable by its owner only."""
-        for name in _KEYS:
+        for name in ("receipt", *(files.key for files in CAS.values())):
             if not (folder / name).exists():
                 write_key(folder / name, Ed25519PrivateKey.generate())
+        for files in CAS.values():
+            if not (folder / files.trusted).exists():
+                signs = public_line(_load(folder / files.key).public_key())
+                Trust(signs).write(folder / files.trusted)
+
+    def public(self, ca: Ca) -> str:
+        """Return the public half of the key with which an authority signs."""
+        return public_line(self._signing(ca).public_key())
+
+    def trusted(self, ca: Ca) -> tuple[str, ...]:
+        """Return the public keys of an authority that are trusted, the newest first."""
+        return Trust.read(self._folder / CAS[ca].trusted).keys
+
+    def _signing(self, ca: Ca) -> Ed25519PrivateKey:
+        return _load(self._folder / CAS[ca].key)
 
     def sign_user(
         self,
@@ -163,7 +198,7 @@ class Keys:
         )
         if sources:
             builder = builder.add_critical_option(b"source-address", ",".join(sources).encode())
-        return Signed(builder.sign(self._user_ca).public_bytes().decode(), serial)
+        return Signed(builder.sign(self._signing("user-ca")).public_bytes().decode(), serial)
 
     def sign_host(self, key: Ed25519PublicKey, *, names: Sequence[str], now: float) -> str:
         """Sign the store's own host key for the names under which nodes reach it."""
@@ -177,7 +212,7 @@ class Keys:
             .valid_after(int(now) - CLOCK_SKEW_S)
             .valid_before(int(now) + HOST_CERTIFICATE_S)
         )
-        return builder.sign(self._host_ca).public_bytes().decode()
+        return builder.sign(self._signing("host-ca")).public_bytes().decode()
 
 
 def public_line(key: Ed25519PublicKey) -> str:
@@ -195,7 +230,7 @@ def write_key(path: Path, key: Ed25519PrivateKey) -> None:
         serialization.NoEncryption(),
     )
     public = path.with_name(path.name + ".pub")
-    public.write_text(public_line(key.public_key()) + "\n", encoding="ascii")
+    write_public(public, public_line(key.public_key()) + "\n")
     part = path.with_name(path.name + ".part")
     part.unlink(missing_ok=True)
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

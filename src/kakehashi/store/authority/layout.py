@@ -53,6 +53,11 @@ class Layout:
         return self.authority / "keys"
 
     @property
+    def host_certificate(self) -> Path:
+        """What sshd shows to nodes; the authority signs it anew when a key is replaced."""
+        return self.keys / "host_key-cert.pub"
+
+    @property
     def sshd(self) -> Path:
         """The configuration and host key of the store's sshd."""
         return self.root / "sshd"

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from kakehashi.audit import Anchors, Audit
 from kakehashi.audit.trail import FIRST_PREV
 from kakehashi.errors import ConfigError, StoreError
-from kakehashi.store.authority import principals
+from kakehashi.store.authority import principals, rotation
 from kakehashi.store.authority.accounts import (
     acting_as,
     check_runnable,
@@ -23,7 +23,7 @@ from kakehashi.store.authority.accounts import (
     find_account,
 )
 from kakehashi.store.authority.book import Book
-from kakehashi.store.authority.ca import Keys, load_private, write_key
+from kakehashi.store.authority.ca import CAS, Keys, write_key
 from kakehashi.store.authority.guard import LOGIN_GRACE_S
 from kakehashi.store.authority.layout import Layout, Names, names
 
@@ -47,7 +47,7 @@ Port {store.bind_port}
 ListenAddress {store.bind}
 PidFile {layout.run / "sshd.pid"}
 HostKey {layout.sshd / "host_key"}
-HostCertificate {layout.sshd / "host_key-cert.pub"}
+HostCertificate {layout.host_certificate}
 LogLevel VERBOSE
 
 # Only a certificate of the authority opens an account, and only while its lease lives: the
@@ -56,7 +56,7 @@ AuthenticationMethods publickey
 PubkeyAuthentication yes
 PubkeyAcceptedAlgorithms ssh-ed25519-cert-v01@openssh.com
 CASignatureAlgorithms ssh-ed25519
-TrustedUserCAKeys {layout.sshd / "user_ca.pub"}
+TrustedUserCAKeys {layout.keys / CAS["user-ca"].trusted}
 AuthorizedPrincipalsCommand {layout.principals} %i %s %u %f
 AuthorizedPrincipalsCommandUser {accounts.authority}
 AuthorizedKeysFile none
@@ -148,12 +148,15 @@ def initialise(config: Config) -> list[str]:
     for project in projects:
         _project(layout, accounts, project)
 
+    if not (layout.sshd / "host_key").exists():
+        write_key(layout.sshd / "host_key", Ed25519PrivateKey.generate())
     with acting_as(accounts.authority):
         Keys.create(layout.keys)
         keys = Keys(layout.keys)
         Book.create(layout.book).close()
-    _host_key(layout, keys, store.address)
-    _install(layout.sshd / "user_ca.pub", (layout.keys / "user_ca.pub").read_bytes(), 0o644)
+        # While the host CA is being replaced not every node knows the new one yet.
+        if not rotation.replacing(layout, "host-ca"):
+            rotation.present(store)
     _install(layout.sshd / "sshd_config", configuration(config).encode(), 0o644)
     _install(layout.principals, Path(principals.__file__).read_bytes(), 0o755)
     for anchor in store.audit_anchors:
@@ -165,7 +168,7 @@ def initialise(config: Config) -> list[str]:
         Anchors(audit, store.audit_anchors, keys.receipt, time.time).write()
     told = [
         f"accounts: {', '.join([accounts.authority, *_accounts(config)])}",
-        f"host CA, for the nodes: {keys.host_ca_public}",
+        f"host CA, for the nodes: {keys.public('host-ca')}",
         f"receipts and audit heads are signed by: {layout.keys / 'receipt.pub'}",
     ]
     if not store.audit_anchors:
@@ -234,14 +237,6 @@ def _check_path(root: Path) -> None:
                 f"store.root lies under {folder}, which the store's accounts cannot enter "
                 f"(mode {stat.S_IMODE(status.st_mode):o}); choose another place, or chmod o+x"
             )
-
-
-def _host_key(layout: Layout, keys: Keys, address: str) -> None:
-    path = layout.sshd / "host_key"
-    if not path.exists():
-        write_key(path, Ed25519PrivateKey.generate())
-    certificate = keys.sign_host(load_private(path).public_key(), names=[address], now=time.time())
-    _install(layout.sshd / "host_key-cert.pub", f"{certificate}\n".encode(), 0o644)
 
 
 def _install(path: Path, data: bytes, mode: int) -> None:

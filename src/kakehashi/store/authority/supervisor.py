@@ -89,7 +89,12 @@ def serve(config_path: Path) -> None:
     layout = Layout(store.root)
     if os.geteuid() != 0:
         raise ConfigError("`kakehashi store serve` supervises sshd and must be run as root")
-    for path in (layout.sshd / "sshd_config", layout.principals, layout.book):
+    for path in (
+        layout.sshd / "sshd_config",
+        layout.principals,
+        layout.book,
+        layout.host_certificate,
+    ):
         if not path.exists():
             raise StoreError(f"{path}: is missing; run `kakehashi store init` first")
     account = find_account(names(store).authority)
@@ -141,6 +146,7 @@ class _Supervisor:
         )
         self._sshd = _Service("sshd", [sshd, "-D", "-e", "-f", sshd_config], None)
         self._services = (self._guard, self._authority, self._sshd)
+        self._shown = self._host_certificate()
         self._guard_ok = time.monotonic()
         self._stop = False
         self._reload = False
@@ -176,6 +182,7 @@ class _Supervisor:
                 self._guard.process.kill()
         if not self._sshd.ready and self._sshd.pid:
             self._sshd.ready = self._sshd_listens()
+        self._show_host_certificate()
         if not self._told and all(service.ready for service in self._services):
             self._told = True
             (self._layout.run / "ready").touch()
@@ -315,6 +322,21 @@ class _Supervisor:
         except OSError:
             return False
         return text.strip() == str(self._sshd.pid)
+
+    def _host_certificate(self) -> tuple[int, int]:
+        status = self._layout.host_certificate.stat()
+        return status.st_ino, status.st_mtime_ns
+
+    def _show_host_certificate(self) -> None:
+        """Have sshd read its host key anew once that was replaced."""
+        found = self._host_certificate()
+        if found == self._shown or not self._sshd.ready:
+            return
+        self._shown = found
+        # Only the listener starts anew, in the same process; what it has accepted goes on.
+        self._sshd.ready = False
+        (self._layout.run / "sshd.pid").unlink(missing_ok=True)
+        _signal(self._sshd.pid, signal.SIGHUP)
 
     # Connections
 
