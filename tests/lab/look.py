@@ -115,12 +115,13 @@ def receipt(lab: Lab, session: str) -> dict[str, Any]:
 
 def open_sessions(lab: Lab) -> list[str]:
     """Return the sessions that the store's book holds as not ended."""
-    answer = lab["store"].run(
-        ["sqlite3", "-readonly", "/srv/kakehashi/authority/book.sqlite",
-         "SELECT id FROM sessions WHERE state != 'ended'"],
-        user="kakehashi",
-    )  # fmt: skip
-    return answer.stdout.split()
+    return store_book(lab, "SELECT id FROM sessions WHERE state != 'ended'").split()
+
+
+def store_book(lab: Lab, query: str) -> str:
+    """Return what the store's book answers to a query."""
+    command = ["sqlite3", "-readonly", "/srv/kakehashi/authority/book.sqlite", query]
+    return lab["store"].run(command, user="kakehashi").stdout.strip()
 
 
 @dataclass(frozen=True)
