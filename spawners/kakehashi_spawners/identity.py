@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 FRESH_S = 5.0
 # The provider, or its firewall, says that it is not well; the person's right is not touched.
 BUSY = frozenset({408, 425, 429})
+# As the store takes them: one odd name must not keep the person's others from being asked about.
+GROUP_MAX = 255
 
 
 class ProviderSilentError(KakehashiError):
@@ -115,6 +117,14 @@ class KakehashiAuthenticator(GenericOAuthenticator):  # type: ignore[misc]  # it
         self._asked: defaultdict[str, _Asked] = defaultdict(_Asked)
 
     # -- log-in -------------------------------------------------------------------------------
+
+    async def get_user_groups(self, auth_state: dict[str, Any]) -> set[str]:
+        """Return the groups that can be a project's; what else a provider says is no name."""
+        return {
+            group
+            for group in await super().get_user_groups(auth_state)
+            if isinstance(group, str) and 0 < len(group) <= GROUP_MAX and group.isprintable()
+        }
 
     async def check_allowed(self, username: str, auth_model: dict[str, Any] | None) -> bool:
         """Let in who shows the required claim and has a project, or operates the portal."""
