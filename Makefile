@@ -1,6 +1,6 @@
 PYTHON := .venv/bin/python
 
-.PHONY: help install demo demo-check demo-status demo-stop lab lab-status lab-stop test lint bench docs screenshots
+.PHONY: help install demo demo-check demo-status demo-stop endings lab lab-status lab-stop test lint bench docs screenshots
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ lab-status: install  ## is the lab running
 
 lab-stop: install  ## stop the lab
 	@$(PYTHON) -m tests.lab lab down
+
+endings: install  ## the canary through every way that a session can end; prints a table
+	@$(PYTHON) -m tests.lab.endings
 
 test: install  ## all tests
 	@$(PYTHON) -m tests.run

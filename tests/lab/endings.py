@@ -1,0 +1,51 @@
+"""``make endings``: a canary session through every way to end, and a table of what was found."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from kakehashi.verify.canary import Canary, self_test_of
+from tests.lab import faults, verify
+from tests.lab import lab as real_lab
+from tests.lab.lab import NODES, Lab
+
+
+def main() -> int:
+    """Run the whole matrix; returns 1 where anything was found that may not be."""
+    was_running = real_lab.status() is not None
+    lab = real_lab.up()
+    try:
+        return _matrix(lab)
+    finally:
+        if not was_running:
+            real_lab.down()
+
+
+def _matrix(lab: Lab) -> int:
+    table = Table("end", "ok", "findings", "live", "receipt", "control")
+    control = self_test_of(verify.deployment(lab))
+    table.add_row("(self-test)", str(control["ok"]), "", "", "", f"{control['controls']} planted")
+    well = bool(control["ok"])
+    for way in ("stop", *verify.Ways(lab).all()):
+        report = Canary(verify.deployment(lab), way).run()
+        well = well and bool(report["ok"])
+        table.add_row(
+            way,
+            str(report["ok"]),
+            str(len(report["findings"])),
+            str(sum(len(one) for one in report["live"].values())),
+            f"{report['receipt']} {' '.join(report['pending'])}".strip(),
+            str(report["control"]["findings"]),
+        )
+        for name in NODES:
+            if not lab[name].alive:
+                faults.return_node(lab, name)
+    Console().print(table)
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
