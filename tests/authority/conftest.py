@@ -30,3 +30,14 @@ def fresh() -> Iterator[RealStore]:
         yield real
     finally:
         real.remove()
+
+
+@pytest.fixture
+def alone() -> Iterator[RealStore]:
+    """A running store of this test alone, with leases that outlast it."""
+    real = RealStore()
+    try:
+        real.start()
+        yield real
+    finally:
+        real.remove()

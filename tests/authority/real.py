@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import SSHCertificateBuilder, SSHCertificateType
 
 from kakehashi import __version__
 from kakehashi.audit import Audit, Record
@@ -384,6 +385,25 @@ class RealStore:
 
     def node(self) -> Node:
         return Node(self.nodes)
+
+    def thief(self, victim: Node, ca: Ed25519PrivateKey, *accounts: str) -> Node:
+        """Return what somebody has who stole a CA and a node's key, and knows the book."""
+        thief = self.node()
+        for name in ("key", "key.pub"):
+            shutil.copy(victim.folder / name, thief.folder / name)
+        serial = victim.grant["serial"]
+        builder = (
+            SSHCertificateBuilder()
+            .public_key(victim.key.public_key())
+            .serial(serial)
+            .type(SSHCertificateType.USER)
+            .key_id(f"{victim.grant['session']}:{serial}".encode())
+            .valid_principals([name.encode() for name in accounts or (self.view(),)])
+            .valid_after(1000)
+            .valid_before(2**40)
+        )
+        thief.take({**victim.grant, "certificate": builder.sign(ca).public_bytes().decode()})
+        return thief
 
     def session(self, **changes: object) -> tuple[str, Node, dict[str, Any]]:
         """Open a session and redeem its ticket."""

@@ -174,7 +174,8 @@ def test_revocation_by_hand_works_with_the_authority_dead(store: RealStore) -> N
             done = kakehashi(store, *arguments)
             assert done.returncode == 0, done.stderr
             # It waits until the store has seen them closed.
-            assert "0 of their connections still stand" in done.stdout
+            assert "1 session(s) and 1 connection(s) ended in " in done.stdout
+            assert "; 0 of their connections still stand" in done.stdout
             link.closed_after(2)
     finally:
         os.kill(authority, signal.SIGCONT)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import subprocess
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import SSHCertificateBuilder, SSHCertificateType
 
 from kakehashi.store.authority.ca import CAS, load_private, public_line
 from kakehashi.store.authority.trust import Trust
@@ -83,27 +81,6 @@ def rotate(store: RealStore, *words: str) -> str:
     return done.stdout
 
 
-def with_stolen_key(store: RealStore, victim: Node, ca: Ed25519PrivateKey) -> Node:
-    """Return what a thief of the user CA has who also knows a certificate of the book."""
-    thief = store.node()
-    for name in ("key", "key.pub"):
-        shutil.copy(victim.folder / name, thief.folder / name)
-    serial = victim.grant["serial"]
-    builder = (
-        SSHCertificateBuilder()
-        .public_key(victim.key.public_key())
-        .serial(serial)
-        .type(SSHCertificateType.USER)
-        .key_id(f"{victim.grant['session']}:{serial}".encode())
-        .valid_principals([store.view().encode()])
-        .valid_after(1000)
-        .valid_before(2**40)
-    )
-    certificate = builder.sign(ca).public_bytes().decode()
-    thief.take({**victim.grant, "certificate": certificate})
-    return thief
-
-
 @needs_root
 def test_user_ca_is_replaced_and_the_old_one_dropped_by_itself(store: RealStore) -> None:
     old = load_private(store.layout.keys / "user_ca")
@@ -120,10 +97,10 @@ def test_user_ca_is_replaced_and_the_old_one_dropped_by_itself(store: RealStore)
 
         running.until_dropped("user-ca")
         assert running.node.admitted(store.view())
-        assert not with_stolen_key(store, running.node, old).admitted(store.view())
+        assert not store.thief(running.node, old).admitted(store.view())
         new = load_private(store.layout.keys / "user_ca")
         # The control: with the key that is trusted, such a thief comes in.
-        assert with_stolen_key(store, running.node, new).admitted(store.view())
+        assert store.thief(running.node, new).admitted(store.view())
     assert store.records(kind="key.dropped")[-1].detail == {"key": "user-ca"}
 
 
@@ -131,7 +108,7 @@ def test_user_ca_is_replaced_and_the_old_one_dropped_by_itself(store: RealStore)
 def test_stolen_user_ca_opens_nothing_any_more_at_once(store: RealStore) -> None:
     stolen = load_private(store.layout.keys / "user_ca")
     with Running(store).connected() as running:
-        thief = with_stolen_key(store, running.node, stolen)
+        thief = store.thief(running.node, stolen)
         assert thief.admitted(store.view())
         rotate(store, "user-ca", "--now")
         assert not thief.admitted(store.view())

@@ -114,8 +114,39 @@ def test_malformed_sessions(store: RealStore, changes: dict[str, object]) -> Non
 
 
 @needs_root
-def test_over_long_hours_are_refused(store: RealStore) -> None:
-    store.hub.create(hours=24 * 7 + 1).refused(429, "limit")
+@pytest.mark.parametrize(
+    ("changes", "status", "code"),
+    [
+        ({"hours": 24 * 7 + 1}, 429, "limit"),
+        ({"site": "elsewhere"}, 403, "no-site"),
+        ({"groups": ["g-brain"]}, 403, "no-project"),
+        ({"groups": []}, 403, "no-project"),
+        ({"project": "old", "groups": ["g-old"]}, 403, "project-expired"),
+        ({"lease_minutes": 60}, 422, "malformed"),
+        ({"view_account": "root"}, 422, "malformed"),
+    ],
+)
+def test_hub_that_asks_for_more_is_refused_and_written_down(
+    store: RealStore, changes: dict[str, object], status: int, code: str
+) -> None:
+    before = len(store.records(kind="refused"))
+    store.hub.create(**changes).refused(status, code)
+    (record,) = store.records(kind="refused")[before:]
+    assert (record.detail["hub"], record.detail["code"]) == ("hub", code)
+
+
+@needs_root
+def test_grants_and_ends_of_a_hub_that_asks_for_more(store: RealStore) -> None:
+    created = store.hub.create().ok()
+    node = store.node()
+    for more in ({"expires_at": "2099-01-01T00:00:00Z"}, {"accounts": ["root"]}):
+        store.hub.grant(created, node, **more).refused(422, "malformed")
+    node.take(store.hub.grant(created, node).ok())
+    path = f"/v1/sessions/{created['session']}/ending"
+    for grace in (61, -1, 1e400, "1"):
+        store.hub.call("POST", path, {"reason": "x", "grace_s": grace}).refused(422, "malformed")
+    assert store.records()[-1].detail["path"] == path
+    store.hub.renew(created["session"], node, 1).ok()
 
 
 @needs_root

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kakehashi.store.authority.ca import Keys, PublicKey
+from kakehashi.store.authority.ca import Keys, PublicKey, load_private
+from tests.authority.real import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,6 +129,26 @@ def test_genuine_certificate_that_the_book_does_not_know_is_refused(store: RealS
     )
     node.take({**node.grant, "certificate": unknown.certificate})
     assert not node.admitted(store.view())
+
+
+def test_over_long_certificate_with_a_serial_of_the_book_opens_no_more_than_the_book_says(
+    store: RealStore,
+) -> None:
+    session, node, _ = store.session()
+    accounts = (store.view(), store.work(), store.view("brain"), store.work("brain"))
+    thief = store.thief(node, load_private(store.layout.keys / "user_ca"), *accounts)
+    # The control: the certificate is one that the book stands behind.
+    assert thief.admitted(store.view())
+    for account in (store.view("brain"), store.work("brain")):
+        assert not thief.admitted(account), account
+    store.hub.end(session).ok()
+    assert not thief.admitted(store.view())
+    refused = until(
+        lambda: [r.detail["reason"] for r in store.records(session, "connection.refused")][2:],
+        what="the refusals' records",
+    )
+    assert refused[-1] == "session is ended"
+    assert "another project's account" in str(store.records(session, "connection.refused"))
 
 
 def test_the_node_knows_the_store(store: RealStore) -> None:

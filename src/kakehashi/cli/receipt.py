@@ -18,7 +18,7 @@ app = typer.Typer(help="The receipts of ended sessions.", no_args_is_help=True)
 WITNESSES = {
     "store": "the store itself",
     "site": "the site's root",
-    "wrapper": "only the session's wrapper",
+    "wrapper": "claimed by the session's wrapper",
     "scheduler": "the scheduler",
     "none": "nobody",
 }
@@ -100,4 +100,6 @@ def _print(document: dict[str, Any]) -> None:
         )
     console.print(items)
     if document["state"] == "pending":
-        console.print("Pending: not every connection was seen closed yet.")
+        console.print(
+            "Pending: not every connection was seen closed, or the site's root has yet to report."
+        )

@@ -80,6 +80,7 @@ def revoke(
     _need_one(session, person, site, everybody)
     began = time.monotonic()
     with _authority(config) as authority:
+        connections = {one["session"]: one["connections"] for one in authority.live()}
         if session is not None:
             authority.revoke(None, session, by, reason)
             ended = [session]
@@ -94,9 +95,10 @@ def revoke(
     for one in ended:
         typer.echo(f"{one} is revoked")
     standing = sum(left.values())
+    closed = sum(connections.get(one, 0) for one in ended) - standing
     typer.echo(
-        f"{len(ended)} session(s) ended, {standing} of their connections still stand, "
-        f"after {time.monotonic() - began:.1f} s"
+        f"{len(ended)} session(s) and {closed} connection(s) ended in "
+        f"{time.monotonic() - began:.1f} s; {standing} of their connections still stand"
     )
     if standing:
         raise StoreError(

@@ -477,6 +477,10 @@ class Authority:
         )
         return entry.seq
 
+    def note_malformed(self, hub: str, path: str) -> None:
+        """Write down that a hub asked for what cannot be asked for."""
+        self._audit.append("refused", detail={"hub": hub, "path": path, "code": "malformed"})
+
     # Endings
 
     def connections_left(self, session_id: str) -> int:

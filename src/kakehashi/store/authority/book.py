@@ -370,9 +370,10 @@ class Book:
         return found[0] if found else None
 
     def unseen_by_site(self, site: str, host: str) -> list[Session]:
-        """Return the ended sessions of a host about which the site's root has said nothing."""
+        """Return the ended sessions of a host whose receipts wait for the site's root."""
         return self._sessions(
-            "state = 'ended' AND site = ? AND host = ? AND NOT EXISTS (SELECT 1 FROM reports"
+            "state = 'ended' AND site = ? AND host = ?"
+            " AND receipt_state IS NOT 'complete' AND NOT EXISTS (SELECT 1 FROM reports"
             " WHERE reports.session = sessions.id AND witness = 'site') ORDER BY redeemed_at",
             (site, host),
         )

@@ -121,6 +121,7 @@ class _Handler(RequestHandler):
         try:
             return model.model_validate_json(self.request.body)
         except ValidationError as error:
+            self.authority.note_malformed(self.hub, self.request.path)
             raise RefusedError("malformed", explain(error)) from None
 
     def answer(self, document: dict[str, Any]) -> None:
