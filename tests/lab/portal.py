@@ -370,16 +370,17 @@ def start_login(portal: Portal) -> None:
     start_hub(host)
 
 
-def start_hub(host: Host) -> None:
+def start_hub(host: Host, *, debug: bool = False) -> None:
     """Start the hub's process itself and wait until it answers; also used to restart it."""
     log = host.log("hub")
     since = log.stat().st_size if log.exists() else 0
     process = host.daemon(
         "hub",
-        [PYTHON, "-m", "jupyterhub", "-f", f"{SOFTWARE}/jupyterhub_config.py"],
+        [PYTHON, "-m", "jupyterhub", "-f", f"{SOFTWARE}/jupyterhub_config.py",
+         *(["--debug"] if debug else [])],
         user="kakehashi-hub",
         env={"KAKEHASHI_CONFIG": CONFIG, "PATH": PATH, "HOME": "/var/lib/kakehashi"},
-    )
+    )  # fmt: skip
     await_line(host, "hub", "JupyterHub is now running", process, 60, since)
 
 

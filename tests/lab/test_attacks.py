@@ -12,7 +12,7 @@ import requests
 
 from tests.lab import look
 from tests.lab.client import Client, ClientError
-from tests.lab.hosts import wait_for
+from tests.lab.hosts import Host, wait_for
 from tests.lab.lab import Lab
 
 pytestmark = pytest.mark.lab
@@ -322,3 +322,29 @@ def test_one_person_cannot_touch_anothers_session(lab: Lab, person: People) -> N
     assert suzuki.call("DELETE", "/hub/api/users/tanaka/server").status_code in {403, 404}
     assert suzuki.call("GET", "/hub/api/users/tanaka").status_code in {403, 404}
     assert tanaka.server() is not None
+
+
+def test_after_a_session_another_account_on_the_node_finds_nothing_of_it(
+    lab: Lab, person: People
+) -> None:
+    tanaka = person("tanaka")
+    tanaka.start(PLAIN)
+    node = look.node_of(lab, TANAKA)
+    assert node is not None
+    # The control: while it runs there is something that root can see.
+    assert look.processes(node, TANAKA)
+    assert owned(node, "root")
+    tanaka.stop()
+    wait_for("the end of the job", lambda: not look.processes(node, TANAKA), 30)
+    for account in ("ka0002", "root"):
+        assert owned(node, account) == []
+    assert not look.mounts(node)
+    assert not look.shared_memory(node)
+    assert not node.run(["ss", "-Hltn", "sport", ">=", ":30000"]).stdout
+
+
+def owned(node: Host, account: str) -> list[str]:
+    """Return what an account finds of another one on a node: files, and worlds of processes."""
+    roots = ["/tmp", "/var/tmp", "/dev/shm", "/run", "/var/lib", "/proc"]
+    done = node.run(["find", *roots, "-maxdepth", "2", "-user", TANAKA], user=account, check=False)
+    return done.stdout.splitlines()
