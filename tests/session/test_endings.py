@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kakehashi.store.authority import rotation
 from tests.authority.real import RealStore, until
 from tests.session.real import SERIES, World
 from tests.session.test_session import STAY, STUBBORN, items
@@ -143,6 +144,35 @@ def test_a_lease_is_renewed_and_outlived(brief: World) -> None:
         assert counters == sorted(set(counters))
         (session.work / "alice/again").write_text("1")
         assert session.file("size") == str(len(brief.content))
+        assert session.wait()[0] == 0
+
+
+ANEW = """
+import pathlib, socket, struct, threading
+pathlib.Path("up").write_text("1")
+while not pathlib.Path("again").exists():
+    threading.Event().wait(0.05)
+with socket.socket(socket.AF_UNIX) as link:
+    link.connect("/run/kakehashi/store.sock")
+    link.sendall(struct.pack(">IBI", 5, 1, 3))
+    pathlib.Path("answer").write_text(repr(link.recv(5)[4:]))
+"""
+
+
+def test_a_node_hears_of_a_new_host_ca_with_its_next_renewal(brief: World) -> None:
+    with brief.session(ANEW) as session:
+        session.file("up")
+        certificate = brief.store.layout.host_certificate
+        before = certificate.read_bytes()
+        rotation.rotate(brief.store.config, "host-ca", at_once=True)
+        assert certificate.read_bytes() != before
+        renewals = len(session.portal.called("renew"))
+        until(
+            lambda: len(session.portal.called("renew")) > renewals + 1, seconds=20, what="renewals"
+        )
+        (session.work / "alice/again").write_text("1")
+        # A connection of its own, made anew, whose other side shows the new certificate.
+        assert session.file("answer") == r"b'\x02'"
         assert session.wait()[0] == 0
 
 
