@@ -1,12 +1,13 @@
 """``make test``: the lab's tests beside all others, each as if alone on the machine.
 
-Most of the time the tests wait, for schedulers, leases and browsers, so that two groups at
-once take hardly longer than the longer one. The lab's group gets private namespaces: its hosts,
-networks and run folder are then out of the others' sight.
+Most of the time the tests wait, for schedulers, leases and browsers, so that groups at once take
+hardly longer than the longest one. Each lab gets private namespaces: its hosts, networks and run
+folder are then out of the others' sight.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from typing import IO
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LAB = "tests/lab"
+# Of about equal length. What wants the lab whole and long is apart from the rest.
+LONG = [f"{LAB}/test_{name}.py" for name in ("endings", "faults", "rights", "verify")]
 PRIVATE = ["unshare", "--mount", "--net", "--uts", "--ipc", "--pid", "--fork", "--kill-child",
            "--mount-proc", "--propagation", "private"]  # fmt: skip
 # A lab that this machine runs already must not be seen: it stays as it is.
@@ -39,24 +42,32 @@ def start(argv: Sequence[str], output: IO[bytes] | None) -> subprocess.Popen[byt
 
 
 def main() -> int:
-    """Run all tests; returns the worse of both exit statuses."""
+    """Run all tests; returns the worst of the exit statuses."""
     if os.geteuid() != 0:
         return start(pytest([]), None).wait()
-    with tempfile.TemporaryFile() as kept:
-        lab = start([*PRIVATE, "bash", "-ec", SETTING, "lab", *pytest([LAB])], kept)
-        try:
-            others = start(pytest([f"--ignore={LAB}"]), None).wait()
-            sys.stdout.write("\nThe lab's tests have run beside these; their turn:\n")
-            sys.stdout.flush()
-            status = lab.wait()
-        finally:
+    labs = {
+        "sessions and attackers": [LAB, *(f"--ignore={path}" for path in LONG)],
+        "endings and faults": LONG,
+    }
+    with contextlib.ExitStack() as stack:
+        outputs = {name: stack.enter_context(tempfile.TemporaryFile()) for name in labs}
+        running = {
+            name: start([*PRIVATE, "bash", "-ec", SETTING, "lab", *pytest(words)], outputs[name])
+            for name, words in labs.items()
+        }
+        for process in running.values():
             # Its first process is that of the namespace: with it all hosts end.
-            lab.kill()
-            lab.wait()
-        kept.seek(0)
-        sys.stdout.buffer.write(kept.read())
-        sys.stdout.flush()
-    return max(abs(others), abs(status))
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        statuses = [start(pytest([f"--ignore={LAB}"]), None).wait()]
+        for name, process in running.items():
+            sys.stdout.write(f"\nThe lab's tests of {name} have run beside these:\n")
+            sys.stdout.flush()
+            statuses.append(process.wait())
+            outputs[name].seek(0)
+            sys.stdout.buffer.write(outputs[name].read())
+            sys.stdout.flush()
+    return max(abs(status) for status in statuses)
 
 
 if __name__ == "__main__":
