@@ -42,6 +42,9 @@ max_gpus = 2
 """
 
 
+SITE = "[store.sites.slurm]\naddresses = ['10.0.0.0/24']\n"
+
+
 def load(tmp_path: Path, text: str) -> config.Config:
     path = tmp_path / "kakehashi.toml"
     path.write_text(text)
@@ -88,6 +91,14 @@ def test_the_example_deployment_is_good() -> None:
         ('name = "gpu"', 'name = "gpu --wrap"', "sites.slurm.queues.0.name", "pattern"),
         ("[[projects]]", "[store.limits]\nlease_minutes = 16\n[[projects]]",
          "store.limits.lease_minutes", "15"),
+        ("expires = 2030-01-01", "starts = 2030-01-02\nexpires = 2030-01-01",
+         "projects.0", "after expires"),
+        ("[[projects]]", "[store.sites.slurm]\naddresses = []\n[[projects]]",
+         "store.sites.slurm.addresses", "at least 1"),
+        ("[[projects]]", SITE + "witness_key = 'ssh-rsa AAAA'\n[[projects]]",
+         "store.sites.slurm.witness_key", "pattern"),
+        ("[[projects]]", SITE + "witness_key = 'ssh-ed25519 " + "A" * 68 + "'\n[[projects]]",
+         "store.sites.slurm.witness_key", "pattern"),
     ],
 )  # fmt: skip
 def test_what_breaks_a_rule_is_refused_with_its_key(
@@ -102,6 +113,13 @@ def test_what_breaks_a_rule_is_refused_with_its_key(
 def test_a_project_that_stands_there_twice_is_refused(tmp_path: Path) -> None:
     project = GOOD[GOOD.index("[[projects]]") : GOOD.index("[sites.slurm]")]
     assert "twice" in refusal(tmp_path, GOOD.replace("[sites.slurm]", project + "[sites.slurm]", 1))
+
+
+def test_a_store_needs_of_a_site_only_where_it_is_and_who_vouches_for_it(tmp_path: Path) -> None:
+    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "b" * 43
+    site = f'[store.sites.slurm]\naddresses = ["10.0.0.0/24"]\nwitness_key = "{key}"\n'
+    found = load(tmp_path, f'[store]\naddress = "store"\n{site}').need_store().sites["slurm"]
+    assert (found.addresses, found.witness_key) == (("10.0.0.0/24",), key)
 
 
 @pytest.mark.parametrize("url", ["http://portal.example.ac.jp", "ftp://x", "portal", "https://"])

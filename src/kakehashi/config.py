@@ -147,7 +147,7 @@ class StoreSite(_Model):
     )
     witness_key: str | None = Field(
         default=None,
-        pattern=r"^ssh-ed25519 [A-Za-z0-9+/]{68}$",
+        pattern=r"^ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43}$",
         description="Public key of the site's root, whose epilog scans nodes; none without one.",
     )
 
