@@ -185,3 +185,18 @@ def test_faults_are_seen(tmp_path: Path) -> None:
         "no command 'gone' in kakehashi store gone",
         "no option --gone in kakehashi store list --gone",
     ]
+
+
+def named_tests(path: Path) -> list[tuple[str, str]]:
+    return re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text_of(path))
+
+
+def test_each_promise_names_tests_that_there_are() -> None:
+    named = named_tests(ROOT / "docs" / "security.md")
+    assert len(named) > 30
+    missing = [
+        f"{name}::{test}"
+        for name, test in named
+        if not (ROOT / name).is_file() or f"def {test}(" not in text_of(ROOT / name)
+    ]
+    assert missing == []
