@@ -44,32 +44,32 @@ def slurm_says(lab: Lab, name: str) -> str:
 
 def test_a_cut_host_reaches_nothing_until_it_is_healed(lab: Lab) -> None:
     store = PLATFORM["store"]
-    assert answers(lab, "node1", store, 22)
+    wait_for("an answer", lambda: answers(lab, "node1", store, 22))
     faults.cut(lab, "node1")
     try:
         assert not answers(lab, "node1", store, 22)
         assert not pings(lab, "node1", SITE["head"])
         assert not pings(lab, "head", SITE["node1"])
         # The control: others are not cut.
-        assert answers(lab, "node2", store, 22)
-        assert pings(lab, "node2", SITE["head"])
+        wait_for("an answer", lambda: answers(lab, "node2", store, 22))
+        wait_for("an answer", lambda: pings(lab, "node2", SITE["head"]))
     finally:
         faults.heal(lab, "node1")
-    assert answers(lab, "node1", store, 22)
-    assert pings(lab, "node1", SITE["head"])
+    wait_for("an answer", lambda: answers(lab, "node1", store, 22))
+    wait_for("an answer", lambda: pings(lab, "node1", SITE["head"]))
 
 
 @pytest.mark.parametrize(("one", "other"), [("node1", "store"), ("login", "store")])
 def test_a_cut_between_two_hosts_leaves_them_the_others(lab: Lab, one: str, other: str) -> None:
     addresses = {**PLATFORM, **SITE}
-    assert answers(lab, one, addresses[other], 22)
+    wait_for("an answer", lambda: answers(lab, one, addresses[other], 22))
     faults.cut(lab, one, other)
     try:
         assert not answers(lab, one, addresses[other], 22)
-        assert answers(lab, "node2", addresses[other], 22)
+        wait_for("an answer", lambda: answers(lab, "node2", addresses[other], 22))
     finally:
         faults.heal(lab, one, other)
-    assert answers(lab, one, addresses[other], 22)
+    wait_for("an answer", lambda: answers(lab, one, addresses[other], 22))
 
 
 def test_a_cut_holds_connections_that_were_there_before(lab: Lab) -> None:
@@ -119,7 +119,7 @@ def test_a_killed_node_is_gone_and_returns_with_its_disk_alone(lab: Lab) -> None
     wait_for("an idle node", lambda: slurm_says(lab, "node2") == "idle")
     ran = lab["head"].run(["srun", "--nodelist=node2", "hostname"]).stdout.strip()
     assert ran == "node2"
-    assert answers(lab, "node2", PLATFORM["store"], 22)
+    wait_for("an answer", lambda: answers(lab, "node2", PLATFORM["store"], 22))
 
 
 def test_a_killed_store_answers_nobody_until_it_is_started(lab: Lab) -> None:
@@ -129,9 +129,9 @@ def test_a_killed_store_answers_nobody_until_it_is_started(lab: Lab) -> None:
         assert not look.store_connections(lab)
     finally:
         faults.start_store(lab)
-    assert answers(lab, "node1", PLATFORM["store"], 22)
+    wait_for("the store", lambda: answers(lab, "node1", PLATFORM["store"], 22))
     faults.restart_store(lab)
-    assert answers(lab, "node1", PLATFORM["store"], 22)
+    wait_for("the store", lambda: answers(lab, "node1", PLATFORM["store"], 22))
 
 
 def test_a_killed_hub_answers_nobody_until_it_is_started(lab: Lab) -> None:
