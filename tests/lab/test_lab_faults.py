@@ -103,7 +103,7 @@ def test_a_killed_node_is_gone_and_returns_with_its_disk_alone(lab: Lab) -> None
     node.write("/var/lib/planted", "on disk")
     for place in ("/tmp", "/var/tmp", "/dev/shm", "/run"):
         node.write(f"{place}/planted", "in memory")
-    assert slurm_says(lab, "node2") == "idle"
+    wait_for("an idle node", lambda: slurm_says(lab, "node2") == "idle")
     faults.kill_node(lab, "node2")
     try:
         assert not node.alive
@@ -126,7 +126,7 @@ def test_a_killed_store_answers_nobody_until_it_is_started(lab: Lab) -> None:
     faults.stop_store(lab)
     try:
         wait_for("silence", lambda: not answers(lab, "node1", PLATFORM["store"], 22))
-        assert not look.store_connections(lab)
+        wait_for("closed connections", lambda: not look.store_connections(lab))
     finally:
         faults.start_store(lab)
     wait_for("the store", lambda: answers(lab, "node1", PLATFORM["store"], 22))
