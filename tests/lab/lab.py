@@ -133,7 +133,11 @@ def connect(hosts: dict[str, ns.Host]) -> None:
     """Join the hosts by two networks with the gateway between them."""
     gateway = hosts["gateway"]
     for bridge, address in (("platform", PLATFORM["gateway"]), ("site", SITE["gateway"])):
-        gateway.run(["ip", "link", "add", bridge, "type", "bridge", "forward_delay", "0"])
+        # An address of its own: by default a bridge has the lowest of its ports', which changes
+        # when a host dies, and the others would send to the old one for half a minute.
+        octets = ":".join(f"{int(part):02x}" for part in address.split("."))
+        gateway.run(["ip", "link", "add", bridge, "address", f"02:00:{octets}",
+                     "type", "bridge", "forward_delay", "0"])  # fmt: skip
         gateway.run(["ip", "addr", "add", f"{address}/24", "dev", bridge])
         gateway.run(["ip", "link", "set", bridge, "up"])
     for host in hosts.values():

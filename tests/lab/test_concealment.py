@@ -283,4 +283,4 @@ def test_a_planted_secret_is_found(talkative: Lab, source: str) -> None:
     finally:
         lab["head"].run(["scancel", "--user", TANAKA])
         lab["node1"].run(["pkill", "-u", TANAKA, "-f", word], check=False)
-    assert look.processes(lab["node1"], TANAKA) == []
+    wait_for("the plant's end", lambda: not look.processes(lab["node1"], TANAKA))
