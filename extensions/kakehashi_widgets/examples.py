@@ -46,8 +46,10 @@ def lay_for_session() -> None:
         session = Session.current()
     except KakehashiError:
         return
+    if session.work is None:
+        return
     try:
-        lay(Path(session.work) / session.person)
+        lay(session.work / session.person)
     except OSError as error:
         # A lab without examples is a lab all the same.
         _log.warning("the examples could not be laid into the work folder: %s", error)

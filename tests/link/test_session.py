@@ -22,6 +22,7 @@ GOOD: dict[str, Any] = {
     "view": "/store",
     "work": "/work",
     "socket": "/run/kakehashi/store.sock",
+    "work_socket": None,
     "software": "0.1.0",
 }
 
@@ -40,6 +41,33 @@ def test_reads_what_the_contract_names(tmp_path: Path) -> None:
     assert session.manifest.path == "/manifest.json"
     assert session.manifest.sha256 == "0" * 64
     assert session.socket == Path("/run/kakehashi/store.sock")
+    assert (session.view, session.work) == (Path("/store"), Path("/work"))
+    assert session.work_socket is None
+
+
+def test_a_node_without_mounts_has_a_socket_for_the_work_folder(tmp_path: Path) -> None:
+    session = Session.current(
+        write(tmp_path, view=None, work=None, work_socket="/dev/shm/kakehashi-1/run/work.sock")
+    )
+    assert (session.view, session.work) == (None, None)
+    assert session.work_socket == Path("/dev/shm/kakehashi-1/run/work.sock")
+
+
+def test_the_environment_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAKEHASHI_SESSION", str(write(tmp_path, person="taro")))
+    assert Session.current().person == "taro"
+    (tmp_path / "other").mkdir()
+    assert Session.current(write(tmp_path / "other")).person == "hanako"
+    monkeypatch.setenv("KAKEHASHI_SESSION", "/nowhere/session.json")
+    with pytest.raises(SessionError, match=r"/nowhere/session\.json"):
+        Session.current()
+
+
+def test_a_file_without_a_work_socket_is_of_another_version(tmp_path: Path) -> None:
+    path = tmp_path / "session.json"
+    path.write_text(json.dumps({k: v for k, v in GOOD.items() if k != "work_socket"}))
+    with pytest.raises(SessionError, match="work_socket is missing"):
+        Session.current(path)
 
 
 def test_outside_of_a_session_the_message_says_so(tmp_path: Path) -> None:
@@ -53,6 +81,9 @@ def test_outside_of_a_session_the_message_says_so(tmp_path: Path) -> None:
     [
         {"person": 3},
         {"person": None},
+        {"view": 3},
+        {"socket": None},
+        {"work_socket": ["/a"]},
         {"ends_at": "tomorrow"},
         {"ends_at": "2031-01-31T12:00:00"},
         {"manifest": "x"},

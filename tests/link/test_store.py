@@ -45,7 +45,7 @@ class Session:
         self.files[name] = files
         self.folder.add(self.uids[name], packed, modality=str(head.Modality), **row)
 
-    def write(self) -> Path:
+    def write(self, **changes: Any) -> Path:
         self.path.write_text(
             json.dumps(
                 {
@@ -61,8 +61,10 @@ class Session:
                     "view": "/store",
                     "work": "/work",
                     "socket": str(self.broker.path),
+                    "work_socket": None,
                     "software": "0.1.0",
                 }
+                | changes
             ),
             encoding="utf-8",
         )
@@ -210,6 +212,14 @@ def test_the_table_in_a_notebook_is_escaped_and_keeps_japanese(store: Store) -> 
     assert "胸部 <b>ct_chest</b>" in cells.text
     assert "8 x 7 x 9" in cells.text
     assert cells.tags.count("tr") == 1 + len(SOURCES)
+
+
+def test_without_a_mounted_view_a_series_has_pixels_and_no_path(session: Session) -> None:
+    with Store(session=session.write(view=None, work=None)) as store:
+        series = store.series(session.uids["mr"])
+        assert series.slice(0).shape == series.shape[1:]
+        with pytest.raises(SessionError, match="no mounted view"):
+            _ = series.path
 
 
 def test_the_table_of_a_long_cohort_is_cut_and_says_so(tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 """What a payload can know about the session that it runs in.
 
 The session wrapper writes two files into the payload's private ``/run/kakehashi``:
-``session.json`` once, and ``lease.json`` anew (replaced whole) at each change.
+``session.json`` once, and ``lease.json`` anew (replaced whole) at each change. On a node without
+namespaces they lie elsewhere, and the environment's ``KAKEHASHI_SESSION`` names the first one.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DEFAULT_PATH = Path("/run/kakehashi/session.json")
+ENVIRONMENT = "KAKEHASHI_SESSION"
 
 LeaseState = Literal["live", "offline", "ending"]
 _LEASE_STATES = frozenset({"live", "offline", "ending"})
@@ -69,10 +72,13 @@ class Session:
         When the session ends at the latest (UTC).
     manifest : ManifestReference
         Path and hash of the list of files that this session may read.
-    view, work : Path
-        Folders of the read-only view and of the project's work folder.
+    view, work : Path or None
+        Folders of the read-only view and of the project's work folder; ``None`` where the node
+        mounts nothing.
     socket : Path
         Unix socket on which each connection is one SFTP channel to the store.
+    work_socket : Path or None
+        The same for the project's work folder, where it is not mounted.
     software : str
         Version of Kakehashi at the node.
     source : Path
@@ -85,9 +91,10 @@ class Session:
     site: str
     ends_at: dt.datetime
     manifest: ManifestReference
-    view: Path
-    work: Path
+    view: Path | None
+    work: Path | None
     socket: Path
+    work_socket: Path | None
     software: str
     source: Path = field(default=DEFAULT_PATH)
 
@@ -98,14 +105,15 @@ class Session:
         Parameters
         ----------
         path : Path or str, optional
-            The session's file, if it is not at its usual place.
+            The session's file, if it is neither where ``KAKEHASHI_SESSION`` says nor at its
+            usual place.
 
         Raises
         ------
         SessionError
             There is no such file, i.e. this is not inside a session; or it is damaged.
         """
-        source = Path(path) if path is not None else DEFAULT_PATH
+        source = Path(path if path is not None else os.environ.get(ENVIRONMENT) or DEFAULT_PATH)
         data = _Fields(source, _load(source))
         reference = _Fields(source, data.mapping("manifest"), "manifest.")
         sha256 = reference.text("sha256")
@@ -121,9 +129,10 @@ class Session:
             site=data.text("site"),
             ends_at=data.time("ends_at"),
             manifest=ManifestReference(reference.text("path"), sha256),
-            view=Path(data.text("view")),
-            work=Path(data.text("work")),
+            view=data.path("view"),
+            work=data.path("work"),
             socket=Path(data.text("socket")),
+            work_socket=data.path("work_socket"),
             software=data.text("software"),
             source=source,
         )
@@ -187,6 +196,18 @@ class _Fields:
         if not isinstance(value, str):
             raise self._wrong(key, "a string")
         return value
+
+    def path(self, key: str) -> Path | None:
+        if key not in self._data:
+            raise SessionError(
+                f"{self._source}: {self._prefix}{key} is missing; start a new session"
+            )
+        value = self._data[key]
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            raise self._wrong(key, "a string or null")
+        return Path(value)
 
     def mapping(self, key: str) -> Mapping[str, Any]:
         value = self._data.get(key)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, cast, overload
 
 import numpy as np
 
-from kakehashi.errors import LinkClosedError, StoreError
+from kakehashi.errors import LinkClosedError, SessionError, StoreError
 from kakehashi.imaging.ozip import Pack, open_pack
 from kakehashi.link.manifest import Entry, NotInManifestError
 from kakehashi.link.reader import Reader, Stats
@@ -74,8 +74,20 @@ class Series:
 
     @property
     def path(self) -> Path:
-        """Where the packed file lies in the session's read-only view."""
-        return self._store.session.view / self._entry.path
+        """Where the packed file lies in the session's read-only view.
+
+        Raises
+        ------
+        SessionError
+            The node has no mounted view.
+        """
+        view = self._store.session.view
+        if view is None:
+            raise SessionError(
+                "this node has no mounted view of the store, so series have no path; read them "
+                "through the series itself: array, slice, crop, pack, to_nibabel"
+            )
+        return view / self._entry.path
 
     @property
     def pack(self) -> Pack:

@@ -211,6 +211,7 @@ class Keeper:
             "view": "/store",
             "work": "/work",
             "socket": "/run/kakehashi/store.sock",
+            "work_socket": None,
             "software": grant.software,
         }
         channels.write_private(run, "session.json", json.dumps(session))
