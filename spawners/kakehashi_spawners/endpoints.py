@@ -454,7 +454,7 @@ class RenewHandler(NodeHandler):
     ) -> dict[str, Any]:
         """Hand the signed word to the store, which checks it."""
         grant = await portal.authority.lease(body.session, body.message, body.signature)
-        spawner.renewed(str(grant.get("expires_at")))
+        spawner.renewed(grant)
         return grant
 
 

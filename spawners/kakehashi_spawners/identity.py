@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from jupyterhub.handlers import BaseHandler
 
+# The token was made a moment ago, by a clock that need not be the hub's.
+CLOCK_LEEWAY_S = 15 * 60.0
 # Two requests of a page need not ask the provider twice.
 FRESH_S = 5.0
 # The provider, or its firewall, says that it is not well; the person's right is not touched.
@@ -182,6 +184,7 @@ class KakehashiAuthenticator(GenericOAuthenticator):  # type: ignore[misc]  # it
                 token,
                 audience=self.client_id,
                 issuer=self.issuer or None,
+                leeway=CLOCK_LEEWAY_S,
                 options={
                     "verify_signature": False,
                     "verify_aud": True,

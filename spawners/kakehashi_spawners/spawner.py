@@ -56,7 +56,8 @@ class Session:
     """A session as the hub knows it; this is what survives the hub's restart.
 
     ``ticket_sha256`` tells a ticket without holding it. ``host`` and ``port`` are where the
-    proxy reaches the person's server, set by enrolment. Times are ISO 8601 with ``Z``.
+    proxy reaches the person's server, set by enrolment. Times are ISO 8601 with ``Z``; from
+    enrolment on by this hub's own clock.
     """
 
     session: str
@@ -358,8 +359,8 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
             self.session,
             host=host,
             port=port,
-            ends_at=str(grant.get("ends_at", self.session.ends_at)),
-            lease_expires_at=str(grant.get("expires_at")),
+            ends_at=_by_own_clock(grant, "ends_at"),
+            lease_expires_at=_by_own_clock(grant, "expires_at"),
         )
         self.ip, self.port = "127.0.0.1", port
         self.cert_paths = dict(server.CERT_PATHS)
@@ -376,9 +377,10 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
             self._enrolled.set_exception(SessionError(words))
             self._enrolled.exception()
 
-    def renewed(self, lease_expires_at: str) -> None:
+    def renewed(self, grant: dict[str, Any]) -> None:
         """Note a renewal: the session's keeper is alive."""
         if self.session is not None:
+            lease_expires_at = _by_own_clock(grant, "expires_at")
             self.session = replace(self.session, lease_expires_at=lease_expires_at)
             self._refused_connections = 0
 
@@ -706,6 +708,12 @@ def _parse(text: str | None) -> dt.datetime:
     except ValueError:
         return dt.datetime.now(dt.UTC)
     return moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
+
+
+def _by_own_clock(grant: dict[str, Any], name: str) -> str:
+    """Return what this hub's clock shows at a time of a grant; the store's may be another."""
+    left = _parse(str(grant.get(name))) - _parse(str(grant.get("issued_at")))
+    return (dt.datetime.now(dt.UTC) + left).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _swallow(task: asyncio.Future[Any]) -> None:

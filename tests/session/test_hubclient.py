@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import datetime as dt
 import http.server
 import threading
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ GRANT: dict[str, Any] = {
     "person": "alice",
     "project": "lung",
     "serial": 7,
+    "issued_at": "2099-01-01T00:00:00Z",
     "expires_at": "2099-01-01T00:15:00Z",
     "ends_at": "2099-01-01T08:00:00Z",
     "certificate": f"{keys.CERTIFICATE_ALGORITHM} {base64.b64encode(BLOB).decode()}",
@@ -58,6 +60,14 @@ def test_a_good_grant_is_taken() -> None:
     assert grant.expires_at.tzinfo is not None
 
 
+def test_times_of_the_store_count_from_when_they_were_heard() -> None:
+    grant = Grant.parse(GRANT, SESSION, KEY.public)
+    assert grant.lease_s == 15 * 60
+    assert 8 * 3600 - 60 < grant.left_s <= 8 * 3600
+    left = grant.by_own_clock(grant.ends_at) - dt.datetime.now(dt.UTC)
+    assert left.total_seconds() == pytest.approx(grant.left_s, abs=1)
+
+
 def test_a_store_that_replaces_its_host_ca_may_name_two() -> None:
     both = "ssh-ed25519 AAAA\nssh-ed25519 BBBB"
     value = changed("store", "host_ca", to=both)
@@ -69,6 +79,7 @@ def test_a_store_that_replaces_its_host_ca_may_name_two() -> None:
     [
         changed("session", to="b" * 32),
         changed("expires_at", to="2099-01-01T00:15:00"),
+        changed("expires_at", to="2099-01-01T00:00:00Z"),
         changed("certificate", to="ssh-ed25519 AAAA"),
         changed("store", "address", to="-oProxyCommand=sh"),
         changed("store", "address", to="a b"),

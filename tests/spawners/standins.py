@@ -7,6 +7,7 @@ has both. Everything between is real: hub, proxy, agent, processes of other acco
 from __future__ import annotations
 
 import base64
+import datetime as dt
 import hashlib
 import http.server
 import json
@@ -152,7 +153,13 @@ class Authority:
         return 200, {}
 
     def grant(self, session: str) -> dict[str, Any]:
-        return {"session": session, "serial": 1, "expires_at": ENDS, "ends_at": ENDS}
+        return {
+            "session": session,
+            "serial": 1,
+            "issued_at": dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "expires_at": ENDS,
+            "ends_at": ENDS,
+        }
 
     def kinds(self, kind: str) -> list[dict[str, Any]]:
         return [record for record in self.audit if record["kind"] == kind]
@@ -211,6 +218,7 @@ class Provider:
 
     url: str = ""
     amr: list[str] = field(default_factory=list)
+    ahead_s: float = 0.0
     down: bool = False
     blocked: set[str] = field(default_factory=set)
     groups: dict[str, list[str]] = field(
@@ -246,7 +254,7 @@ class Provider:
             "iss": self.url,
             "aud": "tests",
             "sub": person,
-            "exp": int(time.time()) + 600,
+            "exp": int(time.time() + self.ahead_s) + 300,
             "amr": self.amr,
         }
         return 200, {

@@ -7,8 +7,9 @@ import http.client
 import json
 import re
 import ssl
+import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
@@ -35,12 +36,22 @@ class UnreachableError(SessionError):
 
 @dataclass(frozen=True)
 class Grant:
-    """A lease on a project's view, checked; the fields are those of the contract."""
+    """A lease on a project's view, checked; the fields are those of the contract.
+
+    Its times are those of the store's clock, which need not agree with this node's: only what
+    lies between two of them counts here, from when the grant was heard.
+
+    Attributes
+    ----------
+    heard : float
+        When the grant came, by this node's monotonic clock.
+    """
 
     session: str
     person: str
     project: str
     serial: int
+    issued_at: datetime
     expires_at: datetime
     ends_at: datetime
     certificate: str
@@ -51,6 +62,23 @@ class Grant:
     work_account: str
     manifest: dict[str, str]
     software: str
+    heard: float
+
+    @property
+    def lease_s(self) -> float:
+        """Return how long the lease was good when it was given, seconds."""
+        return (self.expires_at - self.issued_at).total_seconds()
+
+    @property
+    def left_s(self) -> float:
+        """Return how long the session may still last, seconds."""
+        given = (self.ends_at - self.issued_at).total_seconds()
+        return self.heard + given - time.monotonic()
+
+    def by_own_clock(self, moment: datetime) -> datetime:
+        """Return what this node's clock shows at a moment of the store's."""
+        since = timedelta(seconds=time.monotonic() - self.heard)
+        return datetime.now(UTC) - since + (moment - self.issued_at)
 
     @classmethod
     def parse(cls, value: object, session: str, public: bytes) -> Self:
@@ -88,12 +116,17 @@ class Grant:
         port = store["port"]
         if type(port) is not int or not 1 <= port <= 65535:
             raise ValueError("store.port")
+        issued_at = parse_time(value["issued_at"])
+        expires_at = parse_time(value["expires_at"])
+        if expires_at <= issued_at:
+            raise ValueError("expires_at is not after issued_at")
         return cls(
             session=str(value["session"]),
             person=str(value["person"]),
             project=str(value["project"]),
             serial=int(value["serial"]),
-            expires_at=parse_time(value["expires_at"]),
+            issued_at=issued_at,
+            expires_at=expires_at,
             ends_at=parse_time(value["ends_at"]),
             certificate=str(value["certificate"]),
             address=_matching(store["address"], _ADDRESS, "store.address"),
@@ -106,6 +139,7 @@ class Grant:
                 "sha256": _matching(manifest["sha256"], _HASH, "manifest.sha256"),
             },
             software=str(value["software"]),
+            heard=time.monotonic(),
         )
 
 

@@ -19,7 +19,6 @@ import socket
 import sys
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -206,7 +205,7 @@ class Keeper:
             "person": grant.person,
             "project": grant.project,
             "site": self._document.site,
-            "ends_at": format_time(grant.ends_at),
+            "ends_at": format_time(grant.by_own_clock(grant.ends_at)),
             "manifest": grant.manifest,
             "view": "/store",
             "work": "/work",
@@ -252,10 +251,9 @@ class Keeper:
 
     def _follow(self) -> None:
         """Turn until there is a reason to end."""
-        length = (self._grant.ends_at - datetime.now(UTC)).total_seconds()
-        margin = min(WARNING_S, max(length, 0.0) / 10)
+        margin = min(WARNING_S, max(self._grant.left_s, 0.0) / 10)
         while self._ending is None:
-            left = (self._grant.ends_at - datetime.now(UTC)).total_seconds() - margin
+            left = self._grant.left_s - margin
             if left <= 0:
                 self._end("the session's time is over", status=0)
                 return
@@ -312,10 +310,10 @@ class Keeper:
         self._write_lease()
 
     def _write_lease(self) -> None:
-        state, message = self._state
+        grant, (state, message) = self._grant, self._state
         lease = {
-            "expires_at": format_time(self._grant.expires_at),
-            "ends_at": format_time(self._grant.ends_at),
+            "expires_at": format_time(grant.by_own_clock(grant.expires_at)),
+            "ends_at": format_time(grant.by_own_clock(grant.ends_at)),
             "state": state,
             "message": message,
         }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 from kakehashi.errors import RefusedError, SessionError
@@ -18,12 +17,9 @@ if TYPE_CHECKING:
 
 # The store's view of a lease may lag by a request; a third leaves two more tries in it.
 PARTS = 3
+SHORTEST_S = 0.05
 FIRST_RETRY_S = 1.0
 LAST_RETRY_S = 30.0
-# No lease is longer. Where this node's clock says that one is, or that a fresh one is over, the
-# clock is wrong: it must neither flood the portal nor let the lease lapse.
-LONGEST_LEASE_S = 15 * 60
-WRONG_CLOCK_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ class Renewer:
         counter = 0
         heard = time.monotonic()
         retry = 0.0
-        while not self._stopped.wait(retry or _until_renewal(self._grant)):
+        while not self._stopped.wait(retry or max(self._grant.lease_s / PARTS, SHORTEST_S)):
             counter += 1
             try:
                 self._grant = self._hub.renew(self._key, counter)
@@ -102,10 +98,3 @@ class Renewer:
                 heard = time.monotonic()
                 retry = 0.0
                 self._tell(News("renewed", grant=self._grant))
-
-
-def _until_renewal(grant: Grant) -> float:
-    length = (grant.expires_at - datetime.now(UTC)).total_seconds()
-    if not 0 < length <= LONGEST_LEASE_S + WRONG_CLOCK_S:
-        return WRONG_CLOCK_S
-    return max(length / PARTS, 0.05)

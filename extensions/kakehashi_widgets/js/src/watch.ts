@@ -51,7 +51,7 @@ export function sessionClock(
     const soon = seconds <= WARN_SECONDS;
     setText(left, over ? say("Time is up", "終了しました") : clock(seconds));
     left.setAttribute("aria-label", say("Time left in the session", "セッションの残り時間"));
-    const time = new Date(end).toLocaleTimeString(japanese ? "ja-JP" : navigator.language, {
+    const time = new Date(end - skew).toLocaleTimeString(japanese ? "ja-JP" : navigator.language, {
       hour: "2-digit",
       minute: "2-digit",
     });

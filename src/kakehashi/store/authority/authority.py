@@ -79,6 +79,10 @@ class Authority:
         """Close the book."""
         self._book.close()
 
+    def sshd_watch(self) -> Watch:
+        """Return what writes down whom sshd refuses."""
+        return Watch(self._layout, self._book, self._audit, self._clock)
+
     # What hubs ask
 
     def projects(self, groups: frozenset[str]) -> list[dict[str, Any]]:
@@ -688,6 +692,7 @@ class Authority:
             "person": session.person,
             "project": session.project,
             "serial": signed.serial,
+            "issued_at": utc(now),
             "expires_at": utc(expires_at),
             "ends_at": utc(ends_at),
             "certificate": signed.certificate,
