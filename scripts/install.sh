@@ -56,10 +56,11 @@ if [[ ! -e $stamp ]]; then
 fi
 
 # What is built from the tree: rebuilt only where a source is newer.
-library=libexec/nodump.so
-if [[ ! -e $library || src/kakehashi/session/nodump.c -nt $library ]]; then
-  .venv/bin/python -m kakehashi.session.build_nodump "$library"
-fi
+for name in nodump shm; do
+  if [[ ! -e libexec/$name.so || src/kakehashi/session/$name.c -nt libexec/$name.so ]]; then
+    .venv/bin/python -m kakehashi.session.build_libraries libexec
+  fi
+done
 widgets=extensions/kakehashi_widgets
 if [[ ! -e $widgets/static/.built ]] ||
   [[ -n $(find "$widgets/js" -path "$widgets/js/node_modules" -prune -o -path "$widgets/js/build" \

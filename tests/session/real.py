@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kakehashi import __version__
-from kakehashi.session import build_nodump
+from kakehashi.session import build_libraries
 from kakehashi.session.leave import descendants
 from tests.authority.real import Hub, RealStore, until
 from tests.link.stores import StoreFolder, random_bytes
@@ -89,7 +89,7 @@ class Software:
         shutil.copytree(
             SOURCE / "kakehashi",
             self.root / "src/kakehashi",
-            ignore=shutil.ignore_patterns("__pycache__", "nodump.so"),
+            ignore=shutil.ignore_patterns("__pycache__", *build_libraries.LIBRARIES),
         )
         site = next((self.root / ".venv/lib").glob("python3*/site-packages"))
         (site / "kakehashi.pth").write_text(f"{self.root}/src\n")
@@ -97,7 +97,7 @@ class Software:
         assert binding
         assert binding.origin
         shutil.copy(binding.origin, site)
-        build_nodump.build(self.root / "libexec/nodump.so")
+        build_libraries.build(self.root / "libexec")
 
     @property
     def python(self) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kakehashi.session import build_nodump, channels, check
+from kakehashi.session import build_libraries, channels, check
 from kakehashi.session.plan import Node
 
 if TYPE_CHECKING:
@@ -93,13 +93,15 @@ def test_what_is_not_installed_is_named_with_the_cure(
     found = results()
     assert "script" in found["ssh"].message
     assert "install sshfs" in found["sshfs"].message
-    assert "build_nodump" in found["nodump"].message
+    assert "build_libraries" in found["nodump"].message
     assert "/opt/kakehashi" in found["software"].message
 
 
-def test_the_library_is_built_and_found(tmp_path: Path) -> None:
-    assert build_nodump.find(str(tmp_path)) is None
-    library = build_nodump.build(tmp_path / "libexec" / build_nodump.LIBRARY)
-    assert build_nodump.find(str(tmp_path)) == library
-    assert channels.is_native(library)
-    assert not list(library.parent.glob("*.part"))
+def test_the_libraries_are_built_and_found(tmp_path: Path) -> None:
+    assert build_libraries.find(str(tmp_path), build_libraries.NODUMP) is None
+    built = build_libraries.build(tmp_path / "libexec")
+    assert [library.name for library in built] == list(build_libraries.LIBRARIES)
+    for library in built:
+        assert build_libraries.find(str(tmp_path), library.name) == library
+        assert channels.is_native(library)
+    assert not list((tmp_path / "libexec").glob("*.part"))

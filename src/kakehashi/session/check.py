@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kakehashi.errors import KakehashiError
-from kakehashi.session import build_nodump, channels, keys, syscalls, warden
+from kakehashi.session import build_libraries, channels, keys, syscalls, warden
 from kakehashi.session.plan import Node, Plan, check_shared_path
 
 if TYPE_CHECKING:
@@ -275,11 +275,11 @@ def _crypto(_: Node) -> str:
 
 
 def _nodump(node: Node) -> str:
-    library = build_nodump.find(node.software)
+    library = build_libraries.find(node.software, build_libraries.NODUMP)
     if library is None:
         raise _MissingError(
-            "nodump.so is not built; run: python -m kakehashi.session.build_nodump "
-            f"{node.software}/libexec/{build_nodump.LIBRARY}"
+            "nodump.so is not built; run: python -m kakehashi.session.build_libraries "
+            f"{node.software}/libexec"
         )
     if {" ", ":"} & set(str(library)):
         raise _MissingError(f"{library}: the loader takes no path with a blank or a colon in it")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from kakehashi import __version__
 from kakehashi.errors import KakehashiError, RefusedError, SessionError
 from kakehashi.session import (
-    build_nodump,
+    build_libraries,
     check,
     keys,
     leave,
@@ -88,7 +88,7 @@ def _session(document: Document, handle: warden.WardenHandle) -> int:
     before = leave.look_before(home)
     checks, built = _check(document, handle)
     failures = [{"check": one.check, "message": one.message} for one in checks if not one.ok]
-    library = build_nodump.find(document.node.software)
+    library = build_libraries.find(document.node.software, build_libraries.NODUMP)
     if failures or built is None or library is None:
         for failure in failures:
             sys.stderr.write(f"kakehashi: {failure['check']}: {failure['message']}\n")
