@@ -34,6 +34,7 @@ from kakehashi.store.authority.models import (
     SessionRequest,
     SiteMessage,
 )
+from kakehashi.store.authority.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -490,6 +490,13 @@ class Book:
         ).fetchone()
         return Certificates(int(row["n"]), row["last"])
 
+    def holder(self, serial: int) -> str | None:
+        """Return the session that a certificate was given to, or ``None``."""
+        row = self._db.execute(
+            "SELECT session FROM certificates WHERE serial = ?", (serial,)
+        ).fetchone()
+        return str(row["session"]) if row else None
+
     def leases_given_until(self, time: float, now: float) -> Leases:
         """Return the leases that were given until a time, and live at ``now``."""
         row = self._db.execute(

@@ -77,6 +77,16 @@ class Layout:
         """Log files of sshd, the authority and the guard."""
         return self.root / "log"
 
+    @property
+    def sshd_log(self) -> Path:
+        """What sshd says; the authority reads it too."""
+        return self.log / "sshd.log"
+
+    @property
+    def sshd_position(self) -> Path:
+        """How far the authority has read sshd's log."""
+        return self.authority / "sshd-log.json"
+
     def view(self, project: str) -> Path:
         """Chroot of a project's view account."""
         return self.root / "views" / project

@@ -47,6 +47,7 @@ END_PATIENCE_S = 4.0
 """Seconds that the end of a session waits for its connections to close."""
 
 SWEEP_S = 1.0
+WATCH_S = 0.5
 ANCHOR_S = 10.0
 _POLL_S = 0.05
 
@@ -312,6 +313,7 @@ async def run(config: Config) -> None:
     context = tls(store)
     authority = Authority(config)
     anchoring = _Anchoring(authority)
+    watch = authority.sshd_watch()
     server = HTTPServer(
         application(authority, layout, anchoring),
         ssl_options=context,
@@ -327,6 +329,7 @@ async def run(config: Config) -> None:
         loop.add_signal_handler(number, stop.set)
     tasks = [
         asyncio.create_task(_repeat(SWEEP_S, lambda: authority.sweep(END_PATIENCE_S))),
+        asyncio.create_task(_repeat(WATCH_S, watch.look)),
         asyncio.create_task(_repeat(ANCHOR_S, anchoring.soon)),
     ]
     sys.stdout.write("ready\n")
@@ -336,6 +339,7 @@ async def run(config: Config) -> None:
         task.cancel()
     server.stop()
     anchoring.close()
+    watch.close()
     authority.close()
 
 

@@ -49,6 +49,7 @@ PidFile {layout.run / "sshd.pid"}
 HostKey {layout.sshd / "host_key"}
 HostCertificate {layout.host_certificate}
 LogLevel VERBOSE
+LogVerbose *:server_input_channel_open*,*:server_input_global_request*,*:session_input_channel_req*
 
 # Only a certificate of the authority opens an account, and only while its lease lives: the
 # command looks each one up in the book, so that a lease taken back is refused at once.
@@ -196,7 +197,8 @@ def _folders(layout: Layout, authority: str) -> None:
         folder.mkdir(exist_ok=True)
         _own(folder, "root", "root", 0o755)
     layout.log.mkdir(exist_ok=True)
-    _own(layout.log, "root", "root", 0o700)
+    # The authority reads sshd's log, by its name; the others are root's.
+    _own(layout.log, "root", authority, 0o710)
     for folder in (layout.authority, layout.keys, layout.hubs, layout.receipts):
         folder.mkdir(exist_ok=True)
         _own(folder, authority, authority, 0o700)

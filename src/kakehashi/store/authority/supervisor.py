@@ -31,6 +31,7 @@ from kakehashi.store.authority.layout import Layout, names
 from kakehashi.store.authority.processes import processes, tree
 from kakehashi.store.authority.services import Services
 from kakehashi.store.authority.sshd import PRIVSEP
+from kakehashi.store.authority.sshdlog import LogWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -146,6 +147,7 @@ class _Supervisor:
         )
         self._sshd = _Service("sshd", [sshd, "-D", "-e", "-f", sshd_config], None)
         self._services = (self._guard, self._authority, self._sshd)
+        self._sshd_log = LogWriter(self._layout.sshd_log, find_account(self._account).pw_gid)
         self._shown = self._host_certificate()
         self._guard_ok = time.monotonic()
         self._stop = False
@@ -226,7 +228,11 @@ class _Supervisor:
         log = self._layout.log / f"{service.name}.log"
         account = find_account(service.account) if service.account else None
         with contextlib.ExitStack() as stack:
-            error_log = stack.enter_context(_append_private(log))
+            error_log = (
+                stack.enter_context(_append_private(log)).fileno()
+                if account
+                else self._sshd_log.sender.fileno()
+            )
             standard_input = stack.enter_context(_memory_file(self._config.model_dump_json()))
             service.process = subprocess.Popen(
                 service.arguments,
@@ -252,9 +258,12 @@ class _Supervisor:
             for service in self._services
             if service.process and service.process.stdout
         }
-        readable, _, _ = select.select(list(streams), [], [], _TICK_S)
-        for stream in readable:
-            self._hear(streams[stream], stream)
+        waiting = [*(stream.fileno() for stream in streams), self._sshd_log.fileno()]
+        readable, _, _ = select.select(waiting, [], [], _TICK_S)
+        self._sshd_log.write()
+        for stream, service in streams.items():
+            if stream.fileno() in readable:
+                self._hear(service, stream)
 
     def _hear(self, service: _Service, stream: IO[bytes]) -> None:
         data = os.read(stream.fileno(), 65536)
@@ -369,6 +378,8 @@ class _Supervisor:
         deadline = time.monotonic() + STOP_S
         while any(service.process for service in self._services):
             self._reap()
+            # Who waits to write a last line cannot end.
+            self._sshd_log.write()
             if time.monotonic() > deadline:
                 break
             time.sleep(_TICK_S / 10)
@@ -378,6 +389,7 @@ class _Supervisor:
         with contextlib.suppress(ChildProcessError):
             while True:
                 os.wait()
+        self._sshd_log.write()
 
 
 def _kill_tree(pid: int) -> None:
