@@ -6,7 +6,7 @@
  * each call is handed on to glibc. Names, files and errors are glibc's, with two exceptions:
  * "." and ".." are no names, and a semaphore's file that is no regular file or too short to hold
  * one is refused. Programs that ask how much room /dev/shm has, to put files there on their own
- * (Python's heap of shared arrays, joblib), are told that it is closed; they then use TMPDIR.
+ * (Python's heap of shared arrays, joblib), are told that it is full; they then use TMPDIR.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -131,7 +131,7 @@ static int discard(const char *prefix, const char *name)
     int error = place(path, prefix, name);
 
     if (error != 0) {
-        errno = error;
+        errno = error == EINVAL ? ENOENT : error;
         return -1;
     }
     if (unlink(path) == 0)
@@ -317,18 +317,22 @@ static int is_system_folder(const char *path)
 
 int statvfs(const char *path, struct statvfs *status)
 {
+    int result;
+
     begin();
-    if (folder == NULL || !is_system_folder(path))
-        return system_statvfs(path, status);
-    errno = EACCES;
-    return -1;
+    result = system_statvfs(path, status);
+    if (result == 0 && folder != NULL && is_system_folder(path))
+        status->f_bfree = status->f_bavail = 0;
+    return result;
 }
 
 int statvfs64(const char *path, struct statvfs64 *status)
 {
+    int result;
+
     begin();
-    if (folder == NULL || !is_system_folder(path))
-        return system_statvfs64(path, status);
-    errno = EACCES;
-    return -1;
+    result = system_statvfs64(path, status);
+    if (result == 0 && folder != NULL && is_system_folder(path))
+        status->f_bfree = status->f_bavail = 0;
+    return result;
 }
