@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
+import stat
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from kakehashi.audit import Audit
+from kakehashi.errors import AuditError
+from kakehashi.store.authority import sshdlog, watch
+from kakehashi.store.authority.book import Book
 from kakehashi.store.authority.ca import Keys, PublicKey
+from kakehashi.store.authority.layout import Layout
+from kakehashi.store.authority.refusals import LONGEST, Reader, Reason, Refusal
+from kakehashi.store.authority.sshdlog import Entry, LogReader, LogWriter
+from kakehashi.store.authority.watch import Watch
 from tests.authority.real import until
 
 if TYPE_CHECKING:
@@ -164,3 +178,432 @@ def test_what_else_a_session_asks_of_sshd_is_recorded(
         reason,
         "shell",
     }
+
+
+@needs_root
+def test_a_name_that_imitates_sshds_words_moves_nothing(store: RealStore) -> None:
+    _, node, _ = store.session()
+    name = "x from 192.0.2.1 port 5"
+    assert not node.admitted(name)
+    record = until(
+        lambda: [r for r in refused(store) if r.detail.get("account") == name], what="the record"
+    )[0]
+    assert record.detail["address"] == "127.0.0.1"
+    assert record.detail["reason"] == "account"
+
+
+@needs_root
+def test_sshds_log_is_read_by_the_authority_and_written_by_root_alone(store: RealStore) -> None:
+    for path, mode in ((store.layout.log, 0o710), (store.layout.sshd_log, 0o640)):
+        status = path.stat()
+        assert status.st_uid == 0
+        assert stat.S_IMODE(status.st_mode) == mode
+    for path in store.layout.log.iterdir():
+        if path != store.layout.sshd_log:
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+@needs_root
+def test_what_came_while_nobody_read_is_recorded_and_once(alone: RealStore) -> None:
+    _, node, _ = alone.session()
+
+    def accounts() -> list[str]:
+        return [str(record.detail["account"]) for record in refused(alone)]
+
+    assert not node.admitted("first")
+    until(lambda: accounts() == ["first"], what="the first record")
+    held = alone.pid("authority")
+    os.kill(held, signal.SIGSTOP)
+    assert not node.admitted("second")
+    os.kill(held, signal.SIGKILL)
+    until(lambda: accounts() == ["first", "second"], what="the second record")
+    alone.stop()
+    alone.start()
+    assert not node.admitted("third")
+    until(lambda: "third" in accounts(), what="the third record")
+    assert accounts() == ["first", "second", "third"]
+
+
+@needs_root
+def test_a_flood_gets_few_records_and_pushes_no_session_out(alone: RealStore) -> None:
+    session, node, _ = alone.session()
+    flood = 25
+    with ThreadPoolExecutor(4) as pool:
+        assert not any(pool.map(node.admitted, (f"nobody{number}" for number in range(flood))))
+    assert node.ssh(alone.view(), command=("id",)).returncode != 0
+    until(lambda: alone.records(session, "sshd.refused"), what="the session's record")
+    alone.stop()
+    strangers = [record for record in refused(alone) if record.session is None]
+    summed = sum(record.detail["refused"] for record in alone.records(kind="sshd.suppressed"))
+    # Should a minute have passed in between, there were two of them.
+    assert watch.EACH <= len(strangers) <= 2 * watch.EACH
+    assert len(strangers) + summed == flood
+
+
+# The reader, by itself
+
+HERE = "198.51.100.7"
+BEGUN = f'Connection from {HERE} port 4711 on 192.0.2.22 port 22 rdomain ""'
+FINGERPRINT = "SHA256:" + "a" * 43
+REQUEST = "session.c:session_input_channel_req():2217"
+CHANNEL = "serverloop.c:server_input_channel_open():635 (pid=8):"
+GLOBAL = "serverloop.c:server_input_global_request():782 (pid=8):"
+AGENT = "auth-agent-req@openssh.com"
+SESSION = "0123456789abcdef" * 2
+
+
+def read(*texts: str, pid: int = 7) -> list[Refusal]:
+    reader = Reader()
+    found = [reader.read(Entry(1.0, pid, text)) for text in (BEGUN, *texts)]
+    return [refusal for refusals in found for refusal in refusals]
+
+
+def key(key_id: str = f"{SESSION}:5", serial: str = "5") -> str:
+    return f"ED25519-CERT {FINGERPRINT} ID {key_id} (serial {serial}) CA ED25519 {FINGERPRINT}"
+
+
+def failed(told: str) -> str:
+    return f"Failed publickey for kv-lung from {HERE} port 4711 ssh2: {told}"
+
+
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126)))
+def test_whatever_a_stranger_calls_themselves_the_address_is_theirs(name: str) -> None:
+    (refusal,) = read(
+        f"Invalid user {name} from {HERE} port 4711",
+        f"Connection closed by invalid user {name} {HERE} port 4711 [preauth]",
+    )
+    assert (refusal.reason, refusal.address) == ("account", HERE)
+    assert refusal.account is not None
+    assert len(refusal.account) <= LONGEST
+    assert refusal.account == name or len(name) > LONGEST
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.text(st.characters(min_codepoint=32, max_codepoint=126)),
+            st.sampled_from(
+                [
+                    "Failed publickey for x from 192.0.2.1 port 5 ssh2: " + key(),
+                    "Accepted publickey for x from 192.0.2.1 port 5 ssh2: " + key(),
+                    f"Accepted publickey for x from {HERE} port 4711 ssh2: " + key(),
+                    "User child is on pid 7",
+                    "debug1: session.c:session_input_channel_req():1 (pid=7): session 0 req x",
+                    "Timeout before authentication for 192.0.2.1 port 5",
+                    "subsystem request for a by user b failed, subsystem not found",
+                ]
+            ),
+        )
+    )
+)
+def test_any_text_gives_only_our_words_and_the_address_of_the_connection(
+    texts: list[str],
+) -> None:
+    for refusal in read(*texts):
+        assert refusal.reason in get_args(Reason)
+        assert refusal.address == HERE
+
+
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=300))
+def test_a_hostile_key_id_stays_a_key_id(key_id: str) -> None:
+    (refusal,) = read(failed(key(key_id)))
+    assert (refusal.account, refusal.address) == ("kv-lung", HERE)
+    assert refusal.key_id is not None
+    assert len(refusal.key_id) <= LONGEST
+
+
+def test_no_other_process_speaks_for_a_connection() -> None:
+    reader = Reader()
+    reader.read(Entry(1.0, 7, BEGUN))
+    assert reader.read(Entry(1.0, 8, failed(key()))) == []
+    assert len(reader.read(Entry(1.0, 7, failed(key())))) == 1
+
+
+def test_a_certificate_that_failed_is_one_refusal_though_its_key_is_tried_too() -> None:
+    (refusal,) = read(
+        "Certificate invalid: expired",
+        failed(key()),
+        "userauth_pubkey: signature algorithm ssh-ed25519 not in PubkeyAcceptedAlgorithms "
+        "[preauth]",
+        f"Connection closed by authenticating user kv-lung {HERE} port 4711 [preauth]",
+    )
+    assert refusal == Refusal(1.0, "expired", HERE, "kv-lung", f"{SESSION}:5", 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (f"Connection closed by authenticating user kv-lung {HERE} port 4711 [preauth]", "no-key"),
+        (f"User root from {HERE} not allowed because not listed in AllowUsers", "account"),
+        (f"Timeout before authentication for {HERE} port 4711", "timeout"),
+        (
+            f"Unable to negotiate with {HERE} port 4711: no matching cipher found. [preauth]",
+            "negotiation",
+        ),
+        (f"drop connection #9 from [{HERE}]:4711 on [192.0.2.22]:22 past MaxStartups", "too-many"),
+    ],
+)
+def test_who_never_showed_a_certificate(text: str, reason: str) -> None:
+    assert [(r.reason, r.address) for r in read(text)] == [(reason, HERE)]
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        (f"{REQUEST} (pid=8): session 0 req x11-req", "x11"),
+        (
+            f"{REQUEST} (bin=sshd-session): session_input_channel_req: session 0 req {AGENT}",
+            "agent",
+        ),
+        (f"{CHANNEL} ctype direct-streamlocal@openssh.com rchan 0 win 1 max 1", "forward-socket"),
+        (f"{CHANNEL} ctype tun@openssh.com rchan 0 win 1 max 1", "tunnel"),
+        (f"{GLOBAL} rtype never-heard-of want_reply 1", "request"),
+        (f"{REQUEST} (pid=8): session 0 req subsystem", None),
+        (f"{GLOBAL} rtype no-more-sessions@openssh.com want_reply 0", None),
+        (f"{CHANNEL} ctype session rchan 0 win 1 max 1", None),
+    ],
+)
+def test_who_was_let_in_and_wants_more(told: str, reason: str | None) -> None:
+    reader = Reader()
+    for text in (
+        BEGUN,
+        f"Accepted publickey for kv-lung from {HERE} port 4711 ssh2: {key()}",
+        "User child is on pid 8",
+    ):
+        assert reader.read(Entry(1.0, 7, text)) == []
+    refusals = reader.read(Entry(1.0, 8, f"debug1: {told}"))
+    assert [refusal.reason for refusal in refusals] == ([reason] if reason else [])
+    for refusal in refusals:
+        assert (refusal.address, refusal.account, refusal.serial) == (HERE, "kv-lung", 5)
+        assert refusal.admitted
+
+
+def test_a_process_may_speak_before_its_parent_says_whose_it_is() -> None:
+    reader = Reader()
+    for text in (BEGUN, f"Accepted publickey for kv-lung from {HERE} port 4711 ssh2: {key()}"):
+        reader.read(Entry(1.0, 7, text))
+    told = "debug1: session.c:session_input_channel_req():1 (pid=8): session 0 req "
+    for wanted in ("subsystem", "exec", "x11-req"):
+        assert reader.read(Entry(1.0, 8, told + wanted)) == []
+    refusals = reader.read(Entry(1.0, 7, "User child is on pid 8"))
+    assert [refusal.reason for refusal in refusals] == ["command", "x11"]
+    assert {refusal.address for refusal in refusals} == {HERE}
+    # When it is gone, what has its number then is another's.
+    over = f"Disconnected from user kv-lung {HERE} port 4711"
+    assert reader.read(Entry(1.0, 8, over)) == []
+    assert reader.read(Entry(1.0, 8, told + "exec")) == []
+
+
+# The log, and who follows it
+
+
+class Follower:
+    """A watch over a log that a test writes."""
+
+    def __init__(self, root: Path) -> None:
+        self.layout = Layout(root)
+        self.layout.authority.mkdir()
+        self.layout.log.mkdir()
+        self.book = Book.create(self.layout.book)
+        self.now = 1_800_000_000.0
+        self.audit = Audit(self.layout.audit, lambda: self.now)
+        self.restart()
+
+    def restart(self) -> None:
+        self.watch = Watch(self.layout, self.book, self.audit, lambda: self.now)
+
+    def say(self, *texts: str, pid: int = 7) -> None:
+        with self.layout.sshd_log.open("a") as file:
+            file.writelines(f"{self.now:.3f} {pid} {text}\n" for text in texts)
+
+    def knock(self, name: str, address: str = HERE) -> None:
+        begun = BEGUN.replace(HERE, address)
+        self.say(begun, f"Invalid user {name} from {address} port 4711")
+
+    def found(self, kind: str = "sshd.refused") -> list[Record]:
+        self.watch.look()
+        return [record for record in self.audit.records() if record.kind == kind]
+
+    def accounts(self) -> list[str]:
+        return [str(record.detail["account"]) for record in self.found()]
+
+
+@pytest.fixture
+def follower(tmp_path: Path) -> Follower:
+    return Follower(tmp_path)
+
+
+def test_nothing_is_recorded_twice_and_nothing_left_out(follower: Follower) -> None:
+    assert follower.accounts() == []
+    follower.knock("a")
+    assert follower.accounts() == ["a"]
+    follower.restart()
+    follower.knock("b")
+    assert follower.accounts() == ["a", "b"]
+    # The file is put aside, twice, and a line is half written meanwhile.
+    follower.say(BEGUN)
+    with follower.layout.sshd_log.open("a") as file:
+        file.write(f"{follower.now:.3f} 7 Invalid user c")
+        file.flush()
+        assert follower.accounts() == ["a", "b"]
+        file.write(f" from {HERE} port 4711\n")
+    follower.layout.sshd_log.rename(sshdlog.older(follower.layout.sshd_log))
+    follower.knock("d")
+    assert follower.accounts() == ["a", "b", "c", "d"]
+    follower.layout.sshd_log.rename(sshdlog.older(follower.layout.sshd_log))
+    follower.restart()
+    follower.knock("e")
+    assert follower.accounts() == ["a", "b", "c", "d", "e"]
+    assert follower.found("sshd.log-lost") == []
+
+
+@pytest.mark.parametrize("reading", [True, False])
+def test_a_log_that_somebody_shortened_is_said_and_read_on(
+    follower: Follower, reading: bool
+) -> None:
+    follower.knock("a")
+    follower.knock("b")
+    assert follower.accounts() == ["a", "b"]
+    follower.layout.sshd_log.write_text("")
+    if not reading:
+        follower.restart()
+    follower.knock("c")
+    assert follower.accounts() == ["a", "b", "c"]
+    assert len(follower.found("sshd.log-lost")) == 1
+
+
+def test_a_log_that_went_unread_is_said(follower: Follower) -> None:
+    follower.knock("a")
+    assert follower.accounts() == ["a"]
+    for name in ("b", "c"):
+        follower.layout.sshd_log.rename(sshdlog.older(follower.layout.sshd_log))
+        follower.knock(name)
+    follower.restart()
+    assert follower.accounts() == ["a", "b", "c"]
+    assert len(follower.found("sshd.log-lost")) == 1
+
+
+def test_a_connection_from_before_a_restart_is_still_known(follower: Follower) -> None:
+    follower.say(BEGUN, f"Accepted publickey for kv-lung from {HERE} port 4711 ssh2: {key()}")
+    follower.say("User child is on pid 8")
+    assert follower.found() == []
+    follower.restart()
+    told = "debug1: session.c:session_input_channel_req():1 (pid=8): session 0 req exec"
+    follower.say(told, pid=8)
+    (record,) = follower.found()
+    assert (record.detail["reason"], record.detail["address"]) == ("command", HERE)
+
+
+def test_who_forges_a_certificate_names_no_session(follower: Follower) -> None:
+    with closing(sqlite3.connect(follower.layout.book)) as book, book:
+        book.execute(
+            "INSERT INTO certificates VALUES (5, ?, 'x', 0, 0)",
+            (SESSION,),
+        )
+    follower.say(BEGUN, failed(key()), "Certificate invalid: expired", failed(key()))
+    forged_one, genuine = follower.found()
+    assert (forged_one.detail["reason"], forged_one.session) == ("authority", None)
+    assert forged_one.detail["key_id"] == f"{SESSION}:5"
+    assert (genuine.detail["reason"], genuine.session) == ("expired", SESSION)
+    # A number that no book could hold, and one that is another's.
+    for key_id, serial in ((f"{SESSION}:{2**64 - 1}", str(2**64 - 1)), ("0" * 32 + ":5", "5")):
+        follower.say("Certificate invalid: expired", failed(key(key_id, serial)))
+    assert [record.session for record in follower.found()][2:] == [None, None]
+
+
+def test_records_are_bounded_and_the_rest_is_summed_up(follower: Follower) -> None:
+    for number in range(30):
+        follower.knock(f"a{number}")
+    assert len(follower.found()) == watch.EACH
+    # Others have their own measure, and all strangers one together; IPv6 counts by network.
+    for number in range(30):
+        follower.knock(f"b{number}", f"2001:db8::{number:x}")
+    assert len(follower.found()) == 2 * watch.EACH
+    for number in range(200):
+        follower.knock(f"c{number}", f"203.0.113.{number}")
+    assert len(follower.found()) == watch.STRANGERS
+    # Somebody inside is recorded all the same.
+    with closing(sqlite3.connect(follower.layout.book)) as book, book:
+        book.execute("INSERT INTO certificates VALUES (5, ?, 'x', 0, 0)", (SESSION,))
+    follower.say(BEGUN, f"Accepted publickey for kv-lung from {HERE} port 4711 ssh2: {key()}")
+    told = "debug1: session.c:session_input_channel_req():1 (pid=7): session 0 req exec"
+    follower.say(*[told] * 30)
+    inside = [record for record in follower.found() if record.session == SESSION]
+    assert len(inside) == watch.EACH
+    assert follower.found("sshd.suppressed") == []
+    follower.now += watch.WINDOW_S
+    (summary,) = follower.found("sshd.suppressed")
+    total = 30 + 30 + 200 + 30
+    assert summary.detail["refused"] == total - watch.STRANGERS - watch.EACH
+    assert Counter(summary.detail["reasons"]).total() == summary.detail["refused"]
+    assert Counter(summary.detail["addresses"]).total() == summary.detail["refused"]
+    assert len(summary.detail["addresses"]) <= 21
+    # A new minute, a new measure.
+    follower.knock("later")
+    assert follower.accounts()[-1] == "later"
+
+
+def test_what_could_not_be_recorded_is_recorded_later(follower: Follower) -> None:
+    follower.knock("a")
+    assert follower.accounts() == ["a"]
+    trail = follower.layout.audit.read_bytes()
+    follower.layout.audit.write_bytes(trail[:-2] + b"x\n")
+    follower.knock("b")
+    with pytest.raises(AuditError):
+        follower.watch.look()
+    follower.layout.audit.write_bytes(trail)
+    assert follower.accounts() == ["a", "b"]
+
+
+@needs_root
+@given(st.lists(st.binary(min_size=1, max_size=1023), min_size=1, max_size=20))
+def test_one_message_is_one_line_with_the_writers_number(
+    tmp_path_factory: pytest.TempPathFactory, messages: list[bytes]
+) -> None:
+    path = tmp_path_factory.mktemp("log") / "sshd.log"
+    # What the last writer did not finish.
+    path.write_bytes(b"1.000 1 Invalid us")
+    writer = LogWriter(path, os.getgid())
+    with writer.sender as sender:
+        for message in messages:
+            sender.send(message + b"\r\n")
+            writer.write()
+    found = [entry for entry, _ in LogReader(path).entries()]
+    assert [entry.pid for entry in found] == [1, *[os.getpid()] * len(messages)]
+    assert all(entry.text.isascii() and entry.text.isprintable() for entry in found if entry.text)
+
+
+@needs_root
+def test_a_line_break_in_a_name_begins_no_message(tmp_path: Path) -> None:
+    writer = LogWriter(tmp_path / "sshd.log", os.getgid())
+    forgery = "Connection from 192.0.2.1 port 5 on 192.0.2.22 port 22"
+    for text in (BEGUN, f"Invalid user x\r\n{forgery}\n1.000 1 {forgery} from {HERE} port 4711"):
+        writer.sender.send(text.encode())
+    writer.write()
+    writer.sender.close()
+    reader = Reader()
+    entries = [entry for entry, _ in LogReader(tmp_path / "sshd.log").entries()]
+    assert len(entries) == 2
+    assert {entry.pid for entry in entries} == {os.getpid()}
+    refusals = [refusal for entry in entries for refusal in reader.read(entry)]
+    assert [(refusal.reason, refusal.address) for refusal in refusals] == [("account", HERE)]
+
+
+@needs_root
+def test_the_log_is_put_aside_before_it_fills_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sshdlog, "LARGEST", 4000)
+    path = tmp_path / "sshd.log"
+    writer, reader = LogWriter(path, os.getgid()), LogReader(path)
+    texts = []
+    for number in range(200):
+        writer.sender.send(b"message %d" % number)
+        writer.write()
+        texts += [entry.text for entry, _ in reader.entries()]
+    writer.sender.close()
+    assert texts == [f"message {number}" for number in range(200)]
+    assert not reader.lost
+    for file in (path, sshdlog.older(path)):
+        assert file.stat().st_size < 4100
+        assert stat.S_IMODE(file.stat().st_mode) == 0o640

@@ -236,6 +236,11 @@ def test_from_inside_there_is_no_key_no_way_out_and_no_place_to_leave_anything(
     assert keys == []
     # The controls: the places that are meant to be written can be.
     assert set(allowed.values()) == {True}, allowed
+    # Nothing of it came as far as the store's sshd, and a session as it should be is no refusal.
+    session = look.open_sessions(lab)[0]
+    kinds = {record["kind"] for record in look.audit(lab) if record.get("session") == session}
+    assert "session.granted" in kinds
+    assert "sshd.refused" not in kinds
 
 
 @pytest.mark.parametrize("name", ["node1", "node2"])

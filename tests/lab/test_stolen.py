@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from tests.lab import look
 from tests.lab import portal as services
 from tests.lab.hosts import wait_for
 from tests.lab.intruder import GATEWAY, Intruder, Keyring, ask_store, create, redeem
-from tests.lab.lab import Lab
+from tests.lab.lab import PLATFORM, Lab
 
 pytestmark = pytest.mark.lab
 
@@ -70,30 +71,62 @@ def wait_denied(lab: Lab, session: str, account: str, reason: str) -> None:
     )
 
 
+def by_sshd(lab: Lab, since: int) -> list[dict[str, Any]]:
+    """Return what sshd refused by itself after so many records: their detail, and the session."""
+    return [
+        {**record["detail"], "session": record.get("session")}
+        for record in look.audit(lab)[since:]
+        if record["kind"] == "sshd.refused"
+    ]
+
+
+def wait_by_sshd(lab: Lab, since: int, **expected: object) -> None:
+    """Wait until the store has written down that its sshd refused somebody."""
+    wait_for(
+        f"a record of {expected}",
+        lambda: any(expected.items() <= detail.items() for detail in by_sshd(lab, since)),
+        10,
+    )
+
+
 def test_a_grant_is_good_where_it_belongs(lab: Lab, stolen: Stolen) -> None:
     """The control of all that follow."""
+    before = len(look.audit(lab))
     holder = Intruder(lab, "node1", TANAKA, stolen.keyring)
     assert "manifest.json" in holder.sftp(VIEW, "ls -1 /").stdout
     assert holder.sftp(WORK, "ls /work").returncode == 0
     assert denied(lab, stolen.session) == []
+    # What comes later is read later: nothing of the log-ins before it was passed over.
+    assert not Intruder(lab, "login", "root", stolen.keyring).admitted("root")
+    wait_by_sshd(lab, before, reason="account", address=PLATFORM["login"], account="root")
+    assert [found["account"] for found in by_sshd(lab, before)] == ["root"]
 
 
 def test_a_grant_from_outside_of_its_site_is_refused(lab: Lab, stolen: Stolen) -> None:
     for host in ("login", "provider"):
+        before = len(look.audit(lab))
         assert not Intruder(lab, host, "root", stolen.keyring).admitted(VIEW)
+        wait_by_sshd(
+            lab, before, reason="address", session=stolen.session, address=PLATFORM[host],
+            account=VIEW,
+        )  # fmt: skip
     assert Intruder(lab, "node1", TANAKA, stolen.keyring).admitted(VIEW)
 
 
 def test_a_certificate_without_its_key_opens_nothing(lab: Lab, stolen: Stolen) -> None:
     """From another host and account behind the same gateway, which share their address."""
+    before = len(look.audit(lab))
     thief = Keyring.new()
     thief.certificate, thief.host_ca = stolen.keyring.certificate, stolen.keyring.host_ca
     assert not Intruder(lab, "node2", SUZUKI, thief).admitted(VIEW)
+    wait_by_sshd(lab, before, reason="plain-key", address=GATEWAY)
     # A key with no certificate is no better, and no password is asked for.
+    before = len(look.audit(lab))
     thief.certificate = ""
     refused = Intruder(lab, "node2", SUZUKI, thief).sftp(VIEW, "pwd")
     assert refused.returncode != 0
     assert "Permission denied (publickey)" in refused.stderr
+    wait_by_sshd(lab, before, reason="plain-key", address=GATEWAY)
 
 
 def test_a_key_that_was_copied_too_works_behind_the_gateway_until_its_session_ends(
@@ -141,8 +174,10 @@ def test_another_project_stays_closed(lab: Lab, stolen: Stolen) -> None:
     for account in ("kv-brain-mr", "kw-brain-mr", "kv-sarcoma"):
         assert not intruder.admitted(account)
         wait_denied(lab, stolen.session, account, "another project")
+    before = len(look.audit(lab))
     for account in ("root", "kakehashi", TANAKA):
         assert not intruder.admitted(account)
+        wait_by_sshd(lab, before, reason="account", address=GATEWAY, account=account)
     # Nor does a way lead there from within the own one.
     assert intruder.sftp(VIEW, "ls ../../brain-mr").returncode != 0
     assert intruder.sftp(VIEW, "ls /srv/kakehashi/views/brain-mr").returncode != 0
@@ -150,6 +185,7 @@ def test_another_project_stays_closed(lab: Lab, stolen: Stolen) -> None:
 
 
 def test_no_shell_no_forward_no_write(lab: Lab, stolen: Stolen) -> None:
+    before = len(look.audit(lab))
     intruder = Intruder(lab, "node1", TANAKA, stolen.keyring)
     for account in (VIEW, WORK):
         for options in ([], ["-tt"]):
@@ -168,6 +204,12 @@ def test_no_shell_no_forward_no_write(lab: Lab, stolen: Stolen) -> None:
     name = secrets.token_hex(4)
     done = intruder.sftp(WORK, f"put /etc/hostname /work/{name}", f"rm /work/{name}")
     assert done.returncode == 0, done.stderr
+    for account in (VIEW, WORK):
+        for reason in ("command", "terminal", "forward", "reverse-forward"):
+            wait_by_sshd(
+                lab, before, reason=reason, session=stolen.session, account=account,
+                address=GATEWAY,
+            )  # fmt: skip
 
 
 def certificate(folder: Path, stolen: Stolen, *, begins: float, ends: int) -> str:
@@ -199,13 +241,19 @@ def test_a_certificate_that_the_store_did_not_give_is_refused(
         "over-long": (now, int(now) + 10 * 365 * 24 * HOUR_S),
         "from elsewhere": (now, int(now) + HOUR_S),
     }[kind]
+    before = len(look.audit(lab))
     real = stolen.keyring.certificate
     stolen.keyring.certificate = certificate(folder, stolen, begins=begins, ends=ends)
     host = "login" if kind == "from elsewhere" else "node1"
     user = "root" if kind == "from elsewhere" else TANAKA
     assert not Intruder(lab, host, user, stolen.keyring).admitted(VIEW)
+    # Only what somebody else signed is no word of the authority; the book has heard of none.
+    wait_by_sshd(
+        lab, before, reason="authority" if kind == "forged" else "lease", account=VIEW,
+        address=PLATFORM["login"] if kind == "from elsewhere" else GATEWAY,
+    )  # fmt: skip
     if kind == "over-long":
-        # sshd itself would have let it in: the book has not heard of it.
+        # sshd itself would have let it in.
         wait_denied(lab, stolen.session, VIEW, "unknown certificate")
     stolen.keyring.certificate = real
     assert Intruder(lab, "node1", TANAKA, stolen.keyring).admitted(VIEW)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 if TYPE_CHECKING:
     from kakehashi.store.authority.sshdlog import Entry
@@ -51,6 +51,10 @@ LONGEST = 100
 MOST = 4096
 """Processes that are remembered; the oldest are forgotten first."""
 
+EARLY = 16
+"""Messages of one process that wait until it is known whose they are."""
+
+_T = TypeVar("_T")
 _ADDRESS = r"[0-9A-Fa-f.:]{2,45}(?:%[A-Za-z0-9_.-]{1,16})?"
 _CONNECTION = re.compile(rf"Connection from ({_ADDRESS}) port (\d{{1,5}}) on .*")
 _CHILD = re.compile(r"User child is on pid (\d{1,10})")
@@ -67,6 +71,7 @@ _LEFT = re.compile(
     r"(?:authenticating|invalid) user (.*) \S+ port \d{1,5}(?:: .*)? \[preauth\]"
 )
 _NO_SUBSYSTEM = re.compile(r"subsystem request for .* by user \S+ failed, subsystem not found")
+_OVER = re.compile(r"(?:Closing connection to|Disconnected from user) .*")
 # LogVerbose puts file, function and line before the message.
 _TOLD = re.compile(r"debug1: \w+\.c:(\w+)\(\):\d+ \([^()]*\): (?:\1: )?(.*)")
 _CHANNEL = re.compile(r"ctype (.*) rchan \d+ win \d+ max \d+")
@@ -171,31 +176,48 @@ class Reader:
 
     def __init__(self) -> None:
         self._talks: OrderedDict[int, _Talk] = OrderedDict()
+        self._early: OrderedDict[int, list[Entry]] = OrderedDict()
 
-    def read(self, entry: Entry) -> Refusal | None:
-        """Take the next message; return what it says was refused, if it does."""
+    def read(self, entry: Entry) -> list[Refusal]:
+        """Take the next message; return what was refused, as far as is known by now."""
         text = entry.text
         if found := _CONNECTION.fullmatch(text):
-            self._remember(entry.pid, _Talk(found[1], found[2]))
-            return None
+            _keep(self._talks, entry.pid, _Talk(found[1], found[2]), MOST)
+            return []
         if found := _TOO_MANY.fullmatch(text):
-            return Refusal(entry.time, "too-many", found[1])
+            return [Refusal(entry.time, "too-many", found[1])]
         talk = self._talks.get(entry.pid)
         if talk is None:
-            return None
+            self._wait(entry)
+            return []
         if talk.admitted:
-            return self._admitted(entry, talk)
+            return self._inside(entry, talk)
         reason = self._knocking(text, talk)
         if reason is None:
-            return None
+            return []
         talk.refused = True
-        return _refusal(entry, talk, reason)
+        return [_refusal(entry, talk, reason)]
 
-    def _remember(self, pid: int, talk: _Talk) -> None:
-        self._talks[pid] = talk
-        self._talks.move_to_end(pid)
-        while len(self._talks) > MOST:
-            self._talks.popitem(last=False)
+    def _wait(self, entry: Entry) -> None:
+        """Keep what a process says before its parent has said whose it is."""
+        if _TOLD.fullmatch(entry.text) or _NO_SUBSYSTEM.fullmatch(entry.text):
+            waiting = self._early.get(entry.pid, [])
+            _keep(self._early, entry.pid, [*waiting, entry][:EARLY], MOST // EARLY)
+
+    def _inside(self, entry: Entry, talk: _Talk) -> list[Refusal]:
+        """Read a message of a connection that was let in."""
+        if found := _CHILD.fullmatch(entry.text):
+            # From here on another process speaks for this connection.
+            child = int(found[1])
+            _keep(self._talks, child, talk, MOST)
+            early = self._early.pop(child, [])
+            return [refusal for one in early for refusal in self._inside(one, talk)]
+        if _OVER.fullmatch(entry.text):
+            # Its number may be another's next.
+            del self._talks[entry.pid]
+            return []
+        reason = _wanted(entry.text)
+        return [_refusal(entry, talk, reason)] if reason else []
 
     def _knocking(self, text: str, talk: _Talk) -> Reason | None:
         """Read a message of a connection that was not let in yet."""
@@ -234,23 +256,25 @@ class Reader:
             return None
         return reason if certificate else "plain-key"
 
-    def _admitted(self, entry: Entry, talk: _Talk) -> Refusal | None:
-        if found := _CHILD.fullmatch(entry.text):
-            # From here on another process speaks for this connection.
-            self._remember(int(found[1]), talk)
-            return None
-        if _NO_SUBSYSTEM.fullmatch(entry.text):
-            return _refusal(entry, talk, "subsystem")
-        told = _TOLD.fullmatch(entry.text)
-        if told is None or told[1] not in _WANTED:
-            return None
-        pattern, known = _WANTED[told[1]]
-        wanted = pattern.fullmatch(told[2])
-        if wanted is None:
-            return None
-        # What nobody thought of is no less refused.
-        reason = known.get(wanted[1], "request")
-        return _refusal(entry, talk, reason) if reason else None
+
+def _wanted(text: str) -> Reason | None:
+    """Return what somebody inside wanted and does not get."""
+    if _NO_SUBSYSTEM.fullmatch(text):
+        return "subsystem"
+    told = _TOLD.fullmatch(text)
+    if told is None or told[1] not in _WANTED:
+        return None
+    pattern, known = _WANTED[told[1]]
+    wanted = pattern.fullmatch(told[2])
+    # What nobody thought of is no less refused.
+    return known.get(wanted[1], "request") if wanted else None
+
+
+def _keep(table: OrderedDict[int, _T], pid: int, value: _T, most: int) -> None:
+    table[pid] = value
+    table.move_to_end(pid)
+    while len(table) > most:
+        table.popitem(last=False)
 
 
 def _refusal(entry: Entry, talk: _Talk, reason: Reason) -> Refusal:

@@ -135,14 +135,15 @@ class Watch:
             self._start()
         place = None
         for entry, position in self._log.entries():
-            refusal = self._reader.read(entry)
+            refusals = self._reader.read(entry)
             if self._seen_until:
                 until = self._seen_until
                 if position.inode == until.inode and position.offset >= until.offset:
                     self._seen_until = None
             else:
                 place = position
-                if refusal is not None and self._record(refusal):
+                # Not any(): each of them is to be recorded.
+                if sum([self._record(refusal) for refusal in refusals]):
                     position.save(self._kept)
             if time.monotonic() > deadline:
                 break
