@@ -236,6 +236,15 @@ class Node(_Model):
     allow_sshfs_view: bool = Field(
         default=False, description="Fall back to sshfs for the read-only view without FUSE view."
     )
+    walls: Literal["namespaces", "account"] = Field(
+        default="namespaces",
+        description="What stands between a payload and its node. 'account' is the weaker fallback "
+        "for nodes without user namespaces or FUSE: Landlock, no mounts, short leases.",
+    )
+    allow_no_landlock: bool = Field(
+        default=False,
+        description="With walls = 'account': accept nodes whose kernel cannot confine programs.",
+    )
 
 
 class Site(_Model):

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from kakehashi import __version__
 from kakehashi.session import build_libraries
-from kakehashi.session.leave import descendants
+from kakehashi.session.processes import descendants
 from tests.authority.real import Hub, RealStore, until
 from tests.link.stores import StoreFolder, random_bytes
 
@@ -164,7 +164,8 @@ class Portal:
             answer = self.authority.call("POST", "/v1/grants", request)
             if answer.status != 200:
                 return answer.status, answer.body
-            hub = {"address": f"127.0.0.1:{self.hub_port}", "port": self.hub_port}
+            inside = body["hub_port"] or self.hub_port
+            hub = {"address": f"127.0.0.1:{self.hub_port}", "port": inside}
             return 200, {
                 "grant": answer.body,
                 "server": self.server,
@@ -317,6 +318,8 @@ class World:
             "scratch_mb": 128,
             "allow_unencrypted_swap": True,
             "allow_sshfs_view": False,
+            "walls": "namespaces",
+            "allow_no_landlock": False,
         }
         node |= changes.pop("node", {})
         scheme = "https" if portal.certificate else "http"

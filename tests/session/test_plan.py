@@ -20,6 +20,8 @@ NODE: dict[str, Any] = {
     "scratch_mb": 128,
     "allow_unencrypted_swap": False,
     "allow_sshfs_view": False,
+    "walls": "namespaces",
+    "allow_no_landlock": False,
 }
 DOCUMENT: dict[str, Any] = {
     "session": "0" * 32,
@@ -60,6 +62,8 @@ def test_a_good_document_is_read_and_hides_its_ticket() -> None:
         ("node", NODE | {"devices": ["/dev/../etc/shadow"]}, "devices"),
         ("node", NODE | {"read_only": "/opt"}, "read_only"),
         ("node", NODE | {"allow_sshfs_view": 1}, "allow_sshfs_view"),
+        ("node", NODE | {"walls": "none"}, "walls"),
+        ("node", NODE | {"allow_no_landlock": 1}, "allow_no_landlock"),
     ],
 )
 def test_a_bad_field_is_named(field: str, value: object, named: str) -> None:
@@ -110,5 +114,16 @@ def test_other_places_may_be_shown(path: str) -> None:
 
 @given(st.frozensets(st.sampled_from(["seccomp", "network"])), st.booleans())
 def test_a_plan_survives_its_way_to_the_warden(without: frozenset[str], stand_ins: bool) -> None:
-    plan = Plan(1000, 1000, "a", "/opt/k", ("/x",), ("/dev/n*",), 64, stand_ins, without)
+    plan = Plan(
+        1000,
+        1000,
+        "a",
+        "/opt/k",
+        ("/x",),
+        ("/dev/n*",),
+        64,
+        stand_ins,
+        without=without,
+        folder="/f",
+    )
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan

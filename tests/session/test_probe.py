@@ -23,7 +23,7 @@ TRY = """
 import json, sys
 from kakehashi.session import check, plan
 node = plan.Node(sys.argv[1], (), tuple(sys.argv[3:]), 64, True, True)
-world = check.plan_for(node, stand_ins=True)
+world = check.plan_for(node, stand_ins=True, session="0" * 32)
 if sys.argv[2]:
     world = check.without(world, sys.argv[2])
 print(json.dumps([one.to_json() for one in check.try_world(world)]))
@@ -118,7 +118,9 @@ threads = [threading.Thread(target=one, daemon=True) for one in (hear, read)]
 for thread in threads:
     thread.start()
 handle = warden.start()
-handle.build(check.plan_for(plan.Node(software, (shown,), (), 64, True, True), stand_ins=True))
+handle.build(check.plan_for(
+    plan.Node(software, (shown,), (), 64, True, True), stand_ins=True, session="0" * 32
+))
 payload = (
     "import socket, sys; one = socket.socket(socket.AF_UNIX); one.connect(sys.argv[1] + '/socket');"
     "one.send(b'data'); open(sys.argv[1] + '/pipe', 'w').write('data')"

@@ -101,19 +101,21 @@ class Programs:
     library: Path
     complaints: int
 
-    def ssh(self, grant: Grant, stdio: int) -> int:
-        """Start one SFTP channel to the view account, and return the process id.
+    def ssh(self, grant: Grant, account: str, stdio: int) -> int:
+        """Start one SFTP channel to an account, and return the process id.
 
         Parameters
         ----------
         grant : Grant
+        account : str
+            One of the grant's accounts at the store.
         stdio : int
             A connected socket; it becomes the channel's standard input and output.
         """
         argv = [
             *self._ssh_command(grant),
             "-s",
-            f"{grant.view_account}@{grant.address}",
+            f"{account}@{grant.address}",
             "sftp",
         ]
         return self._start(argv, stdio, {_FOLDER: self.folder})

@@ -6,6 +6,7 @@ import os
 import platform
 import pwd
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -15,13 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kakehashi.errors import KakehashiError
-from kakehashi.session import build_libraries, channels, keys, syscalls, warden
-from kakehashi.session.plan import Node, Plan, check_shared_path
+from kakehashi.session import build_libraries, channels, keys, landlock, syscalls, warden
+from kakehashi.session.plan import MEMORY, Node, Plan, check_shared_path, private_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 KERNEL = (5, 12)
+# RHEL 8's; seccomp filters and the orphans' adoption are all that is asked for.
+KERNEL_WITHOUT_NAMESPACES = (4, 18)
 SSHFS = (3, 7)
 _LIBRARY_FOLDERS = ("/lib64", "/usr/lib64", "/usr/lib/*-linux-gnu", "/usr/lib", "/lib")
 
@@ -91,23 +94,27 @@ def quick(node: Node) -> list[Check]:
     node : Node
         The site's rules for its nodes.
     """
-    looks: tuple[tuple[str, Callable[[Node], str]], ...] = (
-        ("account", _account),
-        ("processor", _processor),
-        ("kernel", _kernel),
-        ("user namespaces", _user_namespaces),
-        ("fuse", _fuse),
-        ("swap", _swap),
-        ("core dumps", _core),
-        ("seccomp", _seccomp),
-        ("ssh", _ssh),
-        ("sshfs", _sshfs),
-        ("view", _view),
-        ("libcrypto", _crypto),
-        ("nodump", _nodump),
-        ("software", _software),
-    )
-    return [_look(name, look, node) for name, look in looks]
+    looks: dict[str, Callable[[Node], str]] = {
+        "account": _account,
+        "processor": _processor,
+        "kernel": _kernel,
+        "user namespaces": _user_namespaces,
+        "fuse": _fuse,
+        "swap": _swap,
+        "core dumps": _core,
+        "seccomp": _seccomp,
+        "ssh": _ssh,
+        "sshfs": _sshfs,
+        "view": _view,
+        "libcrypto": _crypto,
+        "nodump": _nodump,
+        "software": _software,
+    }
+    if node.walls == "account":
+        for name in ("user namespaces", "fuse", "sshfs", "view"):
+            del looks[name]
+        looks |= {"landlock": _landlock, "memory": _memory, "shared memory": _shared_memory}
+    return [_look(name, look, node) for name, look in looks.items()]
 
 
 class _MissingError(Exception):
@@ -136,14 +143,46 @@ def _processor(_: Node) -> str:
     return platform.machine()
 
 
-def _kernel(_: Node) -> str:
+def _kernel(node: Node) -> str:
     release = platform.release()
     found = tuple(int(part) for part in re.findall(r"\d+", release)[:2])
-    if found < KERNEL:
+    if node.walls == "account":
+        least, purpose = KERNEL_WITHOUT_NAMESPACES, "system call filters"
+    else:
+        least, purpose = KERNEL, "read-only binds"
+    if found < least:
         raise _MissingError(
-            f"kernel {release}: {KERNEL[0]}.{KERNEL[1]} or newer is needed for read-only binds"
+            f"kernel {release}: {least[0]}.{least[1]} or newer is needed for {purpose}"
         )
     return release
+
+
+def _landlock(node: Node) -> str:
+    version = landlock.abi()
+    gaps = ", ".join(landlock.missing(version))
+    if version < landlock.NETWORK_ABI and not node.allow_no_landlock:
+        raise _MissingError(
+            f"the kernel cannot confine programs of an account in: {gaps} (Landlock "
+            f"{landlock.NETWORK_ABI}, Linux 6.7, or newer, switched on by lsm=); accept that by "
+            "allow_no_landlock in the site's configuration, or use a node with user namespaces"
+        )
+    return f"version {version}" + (f"; not confined here: {gaps}" if gaps else "")
+
+
+def _memory(_: Node) -> str:
+    lines = (_read("/proc/self/mountinfo") or "").splitlines()
+    kinds = [line.partition(" - ") for line in lines if line.split()[4] == MEMORY]
+    if not kinds or kinds[-1][2].split()[0] != "tmpfs":
+        raise _MissingError(f"{MEMORY} is not a memory file system (tmpfs); mount one there")
+    if "noexec" in kinds[-1][0].split()[5].split(","):
+        raise _MissingError(f"{MEMORY} is mounted noexec, and ssh is run sealed from there")
+    if not os.access(MEMORY, os.W_OK | os.X_OK):
+        raise _MissingError(f"{MEMORY} cannot be written by this account; it must have mode 1777")
+    return f"{MEMORY} is memory; not limited but by the job's own memory"
+
+
+def _shared_memory(node: Node) -> str:
+    return str(_library(node, build_libraries.SHM))
 
 
 def _user_namespaces(_: Node) -> str:
@@ -275,15 +314,19 @@ def _crypto(_: Node) -> str:
 
 
 def _nodump(node: Node) -> str:
-    library = build_libraries.find(node.software, build_libraries.NODUMP)
+    return str(_library(node, build_libraries.NODUMP))
+
+
+def _library(node: Node, name: str) -> Path:
+    library = build_libraries.find(node.software, name)
     if library is None:
         raise _MissingError(
-            "nodump.so is not built; run: python -m kakehashi.session.build_libraries "
+            f"{name} is not built; run: python -m kakehashi.session.build_libraries "
             f"{node.software}/libexec"
         )
     if {" ", ":"} & set(str(library)):
         raise _MissingError(f"{library}: the loader takes no path with a blank or a colon in it")
-    return str(library)
+    return library
 
 
 def _software(node: Node) -> str:
@@ -333,8 +376,17 @@ def _sharing(node: Node) -> str:
     return f"{seen} folders, none of which this account can write"
 
 
-def plan_for(node: Node, *, stand_ins: bool) -> Plan:
-    """Return the payload's world for a node's rules and this process's account."""
+def plan_for(node: Node, *, stand_ins: bool, session: str, job: str = "") -> Plan:
+    """Return the payload's world for a node's rules and this process's account.
+
+    Parameters
+    ----------
+    node : Node
+    stand_ins : bool
+        There is no store.
+    session, job : str
+        The session's identifier, and the scheduler's for its job.
+    """
     # The wrapper's own code must be there for the probe, wherever it lies.
     wanted = {*node.read_only, str(Path(__file__).resolve().parents[2]), sys.prefix}
     extra = tuple(
@@ -353,6 +405,8 @@ def plan_for(node: Node, *, stand_ins: bool) -> Plan:
         devices=node.devices,
         scratch_mb=node.scratch_mb,
         stand_ins=stand_ins,
+        folder=private_folder(session) if node.walls == "account" else None,
+        job=job,
     )
 
 
@@ -367,6 +421,7 @@ def facts_for(plan: Plan) -> dict[str, Any]:
         "scratch_mb": plan.scratch_mb,
         "uid": plan.uid,
         "read_only": [plan.software, *plan.read_only],
+        "landlock": landlock.abi(),
     }
 
 
@@ -409,7 +464,8 @@ def node_checks(node: Node) -> list[Check]:
     """Run every check: what the node has, then the probe inside a real payload's world."""
     checks = [*quick(node), _look("shown folders", _sharing, node)]
     if all(check.ok for check in checks):
-        checks += try_world(plan_for(node, stand_ins=True))
+        # A name of its own, so that a session that starts meanwhile is not in the way.
+        checks += try_world(plan_for(node, stand_ins=True, session=secrets.token_hex(16)))
     return checks
 
 

@@ -32,6 +32,8 @@ from kakehashi.session.plan import Document
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from kakehashi.session.plan import Plan
+
 DOCUMENT_LIMIT = 256 * 1024
 EXIT_FAILED, EXIT_DOCUMENT, EXIT_NODE, EXIT_REFUSED = 1, 2, 3, 4
 
@@ -86,10 +88,10 @@ def _session(document: Document, handle: warden.WardenHandle) -> int:
     hub = HubClient(document.portal_url, document.portal_ca, document.session)
     home = str(Path.home())
     before = leave.look_before(home)
-    checks, built = _check(document, handle)
+    checks, plan, built = _check(document, handle)
     failures = [{"check": one.check, "message": one.message} for one in checks if not one.ok]
     library = build_libraries.find(document.node.software, build_libraries.NODUMP)
-    if failures or built is None or library is None:
+    if failures or plan is None or built is None or library is None:
         for failure in failures:
             sys.stderr.write(f"kakehashi: {failure['check']}: {failure['message']}\n")
         with contextlib.suppress(KakehashiError):
@@ -101,11 +103,14 @@ def _session(document: Document, handle: warden.WardenHandle) -> int:
         "host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
         "job": job_id(os.environ),
         "software": __version__,
+        "walls": document.node.walls,
+        "hub_port": built.hub_port,
         "checks": [one.to_json() for one in checks],
     }
     enrolment = hub.enrol(document.ticket, key, facts)
     keeper = Keeper(
         document,
+        plan,
         handle,
         built=built,
         hub=hub,
@@ -113,14 +118,14 @@ def _session(document: Document, handle: warden.WardenHandle) -> int:
         enrolment=enrolment,
         library=library,
         before=before,
-        use_view=check.has_view(document.node),
+        use_view=document.node.walls == "namespaces" and check.has_view(document.node),
     )
     return keeper.run()
 
 
 def _check(
     document: Document, handle: warden.WardenHandle
-) -> tuple[list[check.Check], warden.Built | None]:
+) -> tuple[list[check.Check], Plan | None, warden.Built | None]:
     """Look at the node, build the payload's world, and probe it from inside."""
     checks = check.quick(document.node)
     same = document.software == __version__
@@ -135,15 +140,17 @@ def _check(
         )
     )
     if not all(one.ok for one in checks):
-        return checks, None
+        return checks, None, None
     try:
-        plan = check.plan_for(document.node, stand_ins=False)
+        plan = check.plan_for(
+            document.node, stand_ins=False, session=document.session, job=job_id(os.environ)
+        )
         built = handle.build(plan)
         checks += check.from_probe(handle.probe(check.facts_for(plan)))
     except KakehashiError as error:
         checks.append(check.Check("payload", ok=False, message=str(error)))
-        return checks, None
-    return checks, built
+        return checks, None, None
+    return checks, plan, built
 
 
 if __name__ == "__main__":

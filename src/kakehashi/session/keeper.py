@@ -14,6 +14,7 @@ import os
 import queue
 import select
 import selectors
+import shutil
 import signal
 import socket
 import sys
@@ -27,14 +28,16 @@ from kakehashi.errors import KakehashiError, RefusedError, SessionError
 from kakehashi.session import channels, keys, leave
 from kakehashi.session.agent import Agent, Conversation, Peer
 from kakehashi.session.hubclient import format_time
-from kakehashi.session.payload import MESSAGE_LIMIT
+from kakehashi.session.init import MESSAGE_LIMIT
+from kakehashi.session.plan import STORE, WORK, Places
+from kakehashi.session.processes import descendants, descends
 from kakehashi.session.watch import News, Renewer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from kakehashi.session.hubclient import Enrolment, Grant, HubClient
-    from kakehashi.session.plan import Document
+    from kakehashi.session.plan import Document, Plan
     from kakehashi.session.warden import Built, WardenHandle
 
 MOUNT_PATIENCE_S = 60.0
@@ -45,6 +48,7 @@ FLUSH_PATIENCE_S = 3.0
 WARNING_S = 10.0
 SILENT_S = 30.0
 STORE_CHANNELS = 16
+WORK_CHANNELS = 16
 VIEW_CHANNELS = 8
 REPORT_TRIES = 3
 _SIGNALS = (signal.SIGTERM, signal.SIGXCPU, signal.SIGHUP, signal.SIGINT)
@@ -66,6 +70,7 @@ class Keeper:
     Parameters
     ----------
     document : Document
+    plan : Plan
     warden : WardenHandle
         Its world is built.
     built : Built
@@ -85,6 +90,7 @@ class Keeper:
     def __init__(
         self,
         document: Document,
+        plan: Plan,
         warden: WardenHandle,
         *,
         built: Built,
@@ -96,8 +102,10 @@ class Keeper:
         use_view: bool,
     ) -> None:
         self._document = document
+        self._plan = plan
         self._warden = warden
         self._files = built.descriptors
+        self._payload = built.init
         self._hub = hub
         self._key = key
         self._enrolment = enrolment
@@ -166,18 +174,28 @@ class Keeper:
         self._on(self._warden.control.fileno(), self._on_warden)
         self._agent_listener = socket.socket(fileno=self._files.pop("agent_listener"))
         self._on(self._agent_listener.fileno(), self._on_agent)
-        self._store_listener = socket.socket(fileno=self._files.pop("store_listener"))
-        self._on(self._store_listener.fileno(), self._on_store)
-
-        work = self._files.pop("work_fuse")
-        self._mounters[self._programs.sshfs(grant, work, view=False)] = "the work folder"
-        os.close(work)
-        self._start_view()
-        self._started += 2
+        self._listen("store", grant.view_account, STORE_CHANNELS)
+        if self._plan.folder is None:
+            self._mount()
+        else:
+            self._listen("work", grant.work_account, WORK_CHANNELS)
+            self._on_view_ready()
         hub = {"address": self._enrolment.hub_address, "port": self._enrolment.hub_port}
         self._warden.send({"relay": hub})
         self._patience = time.monotonic() + MOUNT_PATIENCE_S
         self._renewer.start()
+
+    def _listen(self, name: str, account: str, limit: int) -> None:
+        """Make each connection to a socket of the payload's a channel of its own."""
+        listener = socket.socket(fileno=self._files.pop(f"{name}_listener"))
+        self._on(listener.fileno(), partial(self._on_client, listener, name, account, limit))
+
+    def _mount(self) -> None:
+        work = self._files.pop("work_fuse")
+        self._mounters[self._programs.sshfs(self._grant, work, view=False)] = "the work folder"
+        os.close(work)
+        self._start_view()
+        self._started += 2
 
     def _start_view(self) -> None:
         store, grant = self._files.pop("store_fuse"), self._grant
@@ -207,10 +225,7 @@ class Keeper:
             "site": self._document.site,
             "ends_at": format_time(grant.by_own_clock(grant.ends_at)),
             "manifest": grant.manifest,
-            "view": "/store",
-            "work": "/work",
-            "socket": "/run/kakehashi/store.sock",
-            "work_socket": None,
+            **self._ways(),
             "software": grant.software,
         }
         channels.write_private(run, "session.json", json.dumps(session))
@@ -233,6 +248,17 @@ class Keeper:
                 }
             }
         )
+
+    def _ways(self) -> dict[str, str | None]:
+        """Return where the payload finds the data."""
+        run = Places.of(self._plan).run
+        mounted = self._plan.folder is None
+        return {
+            "view": STORE if mounted else None,
+            "work": WORK if mounted else None,
+            "socket": f"{run}/store.sock",
+            "work_socket": None if mounted else f"{run}/work.sock",
+        }
 
     # ------------------------------------------------------------------ the loop
 
@@ -289,6 +315,9 @@ class Keeper:
             self._hear(self._news.get())
 
     def _hear(self, news: News) -> None:
+        if self._ending is not None:
+            # The folders for what it says may be gone.
+            return
         if news.kind == "lost":
             self._end(f"the right to the data has ended: {news.message}", status=1, grace_s=0)
         elif news.grant is not None:
@@ -340,6 +369,9 @@ class Keeper:
         Only descendants of this process can become its children, and the warden's die with
         their namespace.
         """
+        if self._plan.folder is not None:
+            # An orphan of the payload could become a child of this process, and no channel.
+            return pid in self._channels
         if pid in self._mounters or pid == self._warden.pid:
             return False
         try:
@@ -407,18 +439,25 @@ class Keeper:
         self._off(connection.fileno())
         connection.close()
 
-    def _on_store(self) -> None:
+    def _on_client(self, listener: socket.socket, kind: str, account: str, limit: int) -> None:
         """Make a connection from the payload the two ends of a new channel."""
-        connection, _ = self._store_listener.accept()
+        connection, _ = listener.accept()
         with connection:
-            self._open_channel("store", connection.fileno(), STORE_CHANNELS)
+            if self._may_read(Peer.of(connection)):
+                self._open_channel(kind, account, connection.fileno(), limit)
 
-    def _open_channel(self, kind: str, stdio: int, limit: int) -> bool:
+    def _may_read(self, peer: Peer) -> bool:
+        """Tell whether a process is the payload's; with namespaces no other has the socket."""
+        if self._payload is None or peer.pid == self._warden.pid:
+            return True
+        return descends(peer.pid, self._payload)
+
+    def _open_channel(self, kind: str, account: str, stdio: int, limit: int) -> bool:
         used = sum(1 for one in self._channels.values() if one == kind)
         if self._ending is not None or used >= limit:
             return False
         try:
-            self._channels[self._programs.ssh(self._grant, stdio)] = kind
+            self._channels[self._programs.ssh(self._grant, account, stdio)] = kind
         except SessionError as error:
             self._said.append(str(error))
             return False
@@ -444,7 +483,8 @@ class Keeper:
     def _give_channel(self) -> None:
         near, far = socket.socketpair()
         with near, far:
-            if self._open_channel("view", near.fileno(), VIEW_CHANNELS):
+            account = self._grant.view_account
+            if self._open_channel("view", account, near.fileno(), VIEW_CHANNELS):
                 socket.send_fds(self._view, [b"c"], [far.fileno()])
             else:
                 self._view.send(b"")
@@ -490,12 +530,16 @@ class Keeper:
         ending = self._ending or Ending("an error of the wrapper", 1, 0)
         self._stop_warden(ending)
         self._stop_programs()
+        if self._plan.folder is not None:
+            # The warden has done so, unless it was killed.
+            shutil.rmtree(self._plan.folder, ignore_errors=True)
         for descriptor in self._files.values():
             os.close(descriptor)
         self._files.clear()
         items = leave.look_after(
             self._before,
             str(Path.home()),
+            walls=self._document.node.walls,
             started=self._started,
             refused=self._agent.refused,
             key_expires=format_time(self._grant.expires_at),
@@ -530,7 +574,7 @@ class Keeper:
         while self._mounters and time.monotonic() < deadline:
             self._turn(0.05)
             self._reap()
-        while left := leave.descendants(os.getpid()):
+        while left := descendants(os.getpid()):
             self._kill(left)
             self._turn(0.01)
             self._reap()

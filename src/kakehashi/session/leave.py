@@ -11,12 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kakehashi.session import check
+from kakehashi.session.processes import descendants
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # Where a program of this user could have left a file on the node.
 PLACES = ("/tmp", "/var/tmp", "/dev/shm", "/run/user/{uid}", "{home}")  # noqa: S108 - looked at, never written
+
+WEAKER = (
+    "account: the site has no namespaces for its sessions; programs were confined to a folder in "
+    "memory by the kernel's Landlock as far as the node has it, and share the node's network and "
+    "process table"
+)
 
 
 @dataclass(frozen=True)
@@ -52,36 +59,11 @@ def _mounts() -> frozenset[str]:
     return frozenset(" ".join(line.split()[i] for i in (0, 2, 4)) for line in lines.splitlines())
 
 
-def descendants(root: int) -> dict[int, str]:
-    """Return the processes that descend from one, with their names.
-
-    Those of private pid namespaces count too: they have numbers in every namespace above.
-    """
-    parents: dict[int, tuple[int, str]] = {}
-    for entry in os.listdir("/proc"):  # noqa: PTH208 - names, not paths
-        if entry.isdigit():
-            try:
-                text = Path("/proc", entry, "stat").read_text(encoding="utf-8", errors="replace")
-            except OSError:
-                continue
-            name = text[text.index("(") + 1 : text.rindex(")")]
-            state, parent = text[text.rindex(")") + 2 :].split()[:2]
-            if state not in "ZX":
-                parents[int(entry)] = (int(parent), name)
-    found: dict[int, str] = {}
-    frontier = {root}
-    while frontier:
-        frontier = {
-            pid for pid, (parent, _) in parents.items() if parent in frontier and pid not in found
-        }
-        found |= {pid: parents[pid][1] for pid in frontier}
-    return found
-
-
 def look_after(
     before: Before,
     home: str,
     *,
+    walls: str,
     started: int,
     refused: Sequence[str],
     key_expires: str,
@@ -93,6 +75,8 @@ def look_after(
     before : Before
     home : str
         The person's home folder on the node.
+    walls : str
+        ``namespaces`` or ``account``.
     started : int
         How many programs this session had started.
     refused : sequence of str
@@ -101,6 +85,8 @@ def look_after(
         When the last certificate for the key ends.
     """
     items = [_processes(started), _mount_item(before), *_files(before, home), _core(), _swap()]
+    if walls == "account":
+        items.append({"item": "walls", "result": "seen", "detail": WEAKER})
     items.append(
         {
             "item": "key",

@@ -1,35 +1,27 @@
-"""The payload's world: its root, its limits, and the small init process that keeps it.
+"""The payload's world: its root, its environment and its limits.
 
-Runs as process 1 of the payload's own namespaces, forked (never exec'd) from the warden, so
-that no program of the same user can trace it. Everything that is not named here is absent.
+With namespaces everything that is not named here is absent; without them, out of reach.
 """
 
 from __future__ import annotations
 
-import contextlib
 import glob
-import json
 import os
 import re
 import resource
 import signal
-import sys
-import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
-from kakehashi.session import seccomp, syscalls
-from kakehashi.session.plan import HOME, HOSTNAME, RUN, STORE, WORK, Plan
+from kakehashi.session import build_libraries, landlock, seccomp, syscalls
+from kakehashi.session.plan import HOME, HOSTNAME, RUN, STORE, WORK, Places, Plan
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Mapping
 
 # One byte, and not none: a handler that core_pattern pipes to is run whatever the limit is,
 # except for the value 1, which the kernel keeps for "no dump"; and no core file fits in it.
 CORE_LIMIT = 1
-LOG_LIMIT = 16 << 20
-MESSAGE_LIMIT = 192 * 1024
 
 _TOP = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _ETC = (
@@ -66,6 +58,16 @@ _ETC = (
     "timezone",
     "vulkan",
 )
+# Made for the payload where it has a root of its own.
+_ETC_WITHOUT_NAMESPACES = (
+    "group",
+    "host.conf",
+    "hostname",
+    "hosts",
+    "nsswitch.conf",
+    "passwd",
+    "resolv.conf",
+)
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 # A mask is an empty folder or the null device, laid over what would tell of the node or
 # act on it; /proc/sys stays readable, since programs ask it for limits.
@@ -90,14 +92,13 @@ _PROC_MASKED = (
 _SYS = ("devices/system/cpu", "devices/system/node")
 _SHARED = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID
 _SEALED = _SHARED | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
-_PERSON = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
-_IGNORED = (signal.SIGTERM, signal.SIGXCPU, signal.SIGHUP, signal.SIGINT)
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGXCPU, signal.SIGHUP, signal.SIGINT)
 
 
 def ignore_ending_signals() -> None:
     """Leave the signals that a scheduler sends to every process of a job to the keeper."""
-    for kind in _IGNORED:
+    for kind in ENDING_SIGNALS:
         signal.signal(kind, signal.SIG_IGN)
 
 
@@ -110,31 +111,37 @@ def environment(plan: Plan, extra: Mapping[str, str]) -> dict[str, str]:
     extra : mapping
         What the hub gives its server; the wrapper's own names win over it.
     """
-    cache = f"{HOME}/.cache"
+    places = Places.of(plan)
+    home, cache = places.home, f"{places.home}/.cache"
     own = {
-        "HOME": HOME,
-        "IPYTHONDIR": f"{HOME}/.ipython",
-        "JUPYTER_CONFIG_DIR": f"{HOME}/.jupyter",
-        "JUPYTER_DATA_DIR": f"{HOME}/.local/share/jupyter",
-        "JUPYTER_RUNTIME_DIR": f"{HOME}/.local/share/jupyter/runtime",
+        "HOME": home,
+        "IPYTHONDIR": f"{home}/.ipython",
+        "JUPYTER_CONFIG_DIR": f"{home}/.jupyter",
+        "JUPYTER_DATA_DIR": f"{home}/.local/share/jupyter",
+        "JUPYTER_RUNTIME_DIR": f"{places.runtime}/jupyter",
         "LANG": "C.UTF-8",
         "LOGNAME": plan.user,
-        "MPLCONFIGDIR": f"{HOME}/.config/matplotlib",
+        "MPLCONFIGDIR": f"{home}/.config/matplotlib",
         "NUMBA_CACHE_DIR": f"{cache}/numba",
         "PATH": f"{plan.software}/.venv/bin:/usr/local/bin:/usr/bin:/bin",
         "PIP_CACHE_DIR": f"{cache}/pip",
         "PYTHONDONTWRITEBYTECODE": "1",
         "SHELL": "/bin/sh",
-        "TMPDIR": "/tmp",  # noqa: S108 - the payload's private memory
+        "TMPDIR": places.temporary,
         "TORCH_HOME": f"{cache}/torch",
         "USER": plan.user,
         "XDG_CACHE_HOME": cache,
-        "XDG_CONFIG_HOME": f"{HOME}/.config",
-        "XDG_DATA_HOME": f"{HOME}/.local/share",
-        "XDG_RUNTIME_DIR": f"/run/user/{plan.uid}",
-        "XDG_STATE_HOME": f"{HOME}/.local/state",
+        "XDG_CONFIG_HOME": f"{home}/.config",
+        "XDG_DATA_HOME": f"{home}/.local/share",
+        "XDG_RUNTIME_DIR": places.runtime,
+        "XDG_STATE_HOME": f"{home}/.local/state",
         "npm_config_cache": f"{cache}/npm",
     }
+    library = build_libraries.find(plan.software, build_libraries.SHM)
+    if places.shared is not None and library is not None:
+        own |= {"LD_PRELOAD": str(library), "KAKEHASHI_SHM": places.shared}
+    if plan.folder is not None:
+        own["KAKEHASHI_SESSION"] = f"{places.run}/session.json"
     given = {name: value for name, value in extra.items() if _NAME.fullmatch(name)}
     passed = {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES",) if name in os.environ}
     return given | passed | own
@@ -348,152 +355,32 @@ def confine(plan: Plan) -> None:
     if "capabilities" not in plan.without:
         syscalls.drop_capabilities()
         syscalls.no_new_privileges()
+    if plan.folder is not None and "landlock" not in plan.without:
+        landlock.restrict(reach(plan))
     if "seccomp" not in plan.without:
-        syscalls.install_filter(seccomp.build())
+        syscalls.install_filter(seccomp.build(namespaces=plan.folder is None))
 
 
-class Init:
-    """Process 1 of the payload: takes orders from the warden, starts programs, reaps.
-
-    Messages are JSON objects on a sequenced-packet socket. Orders are ``build``, ``probe``
-    and ``start``; answers ``built``, ``probe``, ``started`` and ``error``.
-    """
-
-    def __init__(self, plan: Plan, base: str, control: socket.socket) -> None:
-        self._plan = plan
-        self._base = base
-        self._control = control
-
-    def run(self) -> NoReturn:
-        """Build, confine, and follow orders; the exit status is the server's."""
-        try:
-            # The warden first learns who this is, then says so; only then may this end answer.
-            if not self._control.recv(MESSAGE_LIMIT):
-                os._exit(1)
-            World(self._plan, self._base).build()
-            syscalls.set_dumpable(dumpable="init" in self._plan.without)
-            confine(self._plan)
-            self._say({"built": True})
-            while True:
-                data = self._control.recv(MESSAGE_LIMIT)
-                if not data:
-                    os._exit(1)
-                order = json.loads(data)
-                if "probe" in order:
-                    self._say({"probe": self._probe(order["probe"])})
-                else:
-                    os._exit(self._serve(order["start"]))
-        except BaseException as error:  # the last frame of this process
-            with contextlib.suppress(OSError):
-                self._say({"error": f"{type(error).__name__}: {error}"})
-            os._exit(1)
-
-    def _say(self, message: dict[str, Any]) -> None:
-        self._control.send(json.dumps(message).encode())
-
-    def _probe(self, facts: dict[str, Any]) -> Any:
-        """Run the probe program under exactly the payload's conditions."""
-        here = str(Path(__file__).resolve().parents[2])
-        script = (
-            "import sys; sys.path.insert(0, sys.argv[1]);"
-            "from kakehashi.session.probe import main; main(sys.argv[2])"
-        )
-        argv = [sys.executable, "-I", "-S", "-c", script, here, json.dumps(facts)]
-        reading, writing = os.pipe()
-        pid = self._spawn(argv, environment(self._plan, {}), HOME, writing)
-        os.close(writing)
-        with os.fdopen(reading, "rb") as stream:
-            text = stream.read(MESSAGE_LIMIT // 2)
-        os.waitpid(pid, 0)
-        try:
-            return json.loads(text)
-        except ValueError:
-            lines = text.decode(errors="replace").strip().splitlines() or ["no output"]
-            raise RuntimeError(f"the probe did not finish: {lines[-1]}") from None
-
-    def _serve(self, order: dict[str, Any]) -> int:
-        person = order["person"]
-        if not _PERSON.fullmatch(person):
-            raise ValueError(f"the name {person!r} cannot be a folder's name")
-        logs = Path(WORK, ".kakehashi", "logs")
-        logs.mkdir(parents=True, exist_ok=True)
-        home = Path(WORK, person)
-        home.mkdir(exist_ok=True)
-        log = os.open(
-            logs / f"{order['session']}.log",
-            os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC,
-            0o600,
-        )
-        reading, writing = os.pipe()
-        child = self._spawn(
-            order["argv"], environment(self._plan, order["environment"]), str(home), writing
-        )
-        os.close(writing)
-        signal.signal(signal.SIGTERM, _ask_all_to_end)
-        self._say({"started": True})
-        writer = threading.Thread(target=_write_log, args=(reading, log), daemon=True)
-        writer.start()
-        while True:
-            pid, status = os.wait()
-            if pid == child:
-                writer.join(timeout=1)
-                code = os.waitstatus_to_exitcode(status)
-                return code if code >= 0 else 128 - code
-
-    def _spawn(self, argv: list[str], env: dict[str, str], folder: str, output: int) -> int:
-        """Start a program with nothing but its three standard files.
-
-        Raises
-        ------
-        OSError
-            The program could not be started.
-        """
-        failed, report = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                os.setsid()
-                for kind in (*_IGNORED, signal.SIGPIPE):
-                    signal.signal(kind, signal.SIG_DFL)
-                signal.pthread_sigmask(signal.SIG_SETMASK, ())
-                os.umask(0o077)
-                os.chdir(folder)
-                nothing = os.open("/dev/null", os.O_RDONLY)
-                for source, target in ((nothing, 0), (output, 1), (output, 2)):
-                    os.dup2(source, target)
-                os.dup2(report, 3, inheritable=False)
-                if "descriptors" not in self._plan.without:
-                    os.closerange(4, 65536)
-                else:
-                    os.dup2(self._control.fileno(), 4)
-                os.execvpe(argv[0], argv, env)  # noqa: S606 - an argument list, no shell
-            except OSError as error:
-                os.write(3, f"{argv[0]}: {error.strerror}".encode())
-            finally:
-                os._exit(127)
-        os.close(report)
-        with os.fdopen(failed, "rb") as stream:
-            problem = stream.read(4096)
-        if problem:
-            os.waitpid(pid, 0)
-            raise OSError(f"cannot start {problem.decode(errors='replace')}")
-        return pid
-
-
-def _ask_all_to_end(*_: object) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(-1, signal.SIGTERM)
-
-
-def _write_log(source: int, log: int) -> None:
-    """Copy the server's output into its log, up to a bound; read on beyond it."""
-    left = LOG_LIMIT
-    while data := os.read(source, 65536):
-        kept = data[:left]
-        left -= len(kept)
-        # A work folder that does not answer costs the log, not the session.
-        with contextlib.suppress(OSError):
-            if kept:
-                os.write(log, kept)
-            if kept and not left:
-                os.write(log, b"\n[the log ends here: it has reached its bound]\n")
+def reach(plan: Plan) -> landlock.Rules:
+    """Return what a payload without namespaces may reach on its node."""
+    places = Places.of(plan)
+    etc = (*_ETC, *_ETC_WITHOUT_NAMESPACES)
+    system = ("/sys",) if plan.devices else tuple(f"/sys/{name}" for name in _SYS)
+    devices = {path for pattern in plan.devices for path in glob.glob(pattern)}  # noqa: PTH207 - absolute patterns
+    own = (places.home, places.temporary, places.runtime, places.shared)
+    return landlock.Rules(
+        read=(
+            "/usr",
+            "/proc",
+            *(f"/{name}" for name in _TOP),
+            *(f"/etc/{name}" for name in etc),
+            *system,
+            places.run,
+            plan.software,
+            *plan.read_only,
+        ),
+        write=tuple(path for path in own if path is not None),
+        devices=(*(f"/dev/{name}" for name in (*_DEVICES, "ptmx", "pts")), *sorted(devices)),
+        bind=(plan.server_port,),
+        connect=(plan.server_port, plan.hub_port),
+    )

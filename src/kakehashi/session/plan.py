@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self, cast
 from urllib.parse import urlsplit
 
 from kakehashi.errors import SessionError
@@ -16,6 +16,12 @@ RUN = "/run/kakehashi"
 STORE = "/store"
 WORK = "/work"
 HOSTNAME = "session"
+# Memory that every node has. The name is short: paths of sockets have 107 bytes at most.
+MEMORY = "/dev/shm"  # noqa: S108 - a folder of its own is made in it, by a name nobody knows
+FOLDER_PREFIX = "kakehashi-"
+
+Walls = Literal["namespaces", "account"]
+WALLS: tuple[Walls, ...] = ("namespaces", "account")
 
 _SESSION = re.compile(r"[0-9a-f]{32}")
 _TICKET = re.compile(r"[A-Za-z0-9_-]{43}=?")
@@ -38,6 +44,8 @@ class Node:
     scratch_mb: int
     allow_unencrypted_swap: bool
     allow_sshfs_view: bool
+    walls: Walls = "namespaces"
+    allow_no_landlock: bool = False
 
     @classmethod
     def parse(cls, value: object) -> Self:
@@ -57,6 +65,8 @@ class Node:
         scratch = data["scratch_mb"]
         if type(scratch) is not int or scratch < 64:
             raise SessionError(f"node.scratch_mb: expected an integer from 64 up, not {scratch!r}")
+        if data["walls"] not in WALLS:
+            raise SessionError(f"node.walls: expected one of {WALLS}, not {data['walls']!r}")
         node = cls(
             software=_text(data["software"], "node.software", _PATH),
             read_only=read_only,
@@ -64,6 +74,8 @@ class Node:
             scratch_mb=scratch,
             allow_unencrypted_swap=_flag(data, "allow_unencrypted_swap"),
             allow_sshfs_view=_flag(data, "allow_sshfs_view"),
+            walls=cast("Walls", data["walls"]),
+            allow_no_landlock=_flag(data, "allow_no_landlock"),
         )
         for path in (node.software, *node.read_only):
             check_shared_path(path)
@@ -136,6 +148,12 @@ class Plan:
         Memory for all its temporary folders together, MiB.
     stand_ins : bool
         Put empty memory in the place of the store and the work folder (to check a node).
+    folder : str or None
+        The session's private folder on the node where there are no namespaces; with them None.
+    job : str
+        The scheduler's name for the job, left in that folder for the site's epilog.
+    server_port, hub_port : int
+        TCP ports that the payload may use where its network is the node's; otherwise 0.
     without : frozenset of str
         Protections deliberately left out, so that a test can see the check for each turn red.
         Nothing that starts sessions sets it.
@@ -149,6 +167,10 @@ class Plan:
     devices: tuple[str, ...]
     scratch_mb: int
     stand_ins: bool = False
+    folder: str | None = None
+    job: str = ""
+    server_port: int = 0
+    hub_port: int = 0
     without: frozenset[str] = frozenset()
 
     def to_json(self) -> dict[str, Any]:
@@ -160,6 +182,40 @@ class Plan:
         """Return the plan that :meth:`to_json` wrote."""
         lists = {name: tuple(value[name]) for name in ("read_only", "devices")}
         return cls(**(value | lists | {"without": frozenset(value["without"])}))
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the payload finds its own folders.
+
+    Attributes
+    ----------
+    home, temporary, runtime : str
+        Private memory: its home, and its folders for temporary and for runtime files.
+    run : str
+        What the wrapper tells it, read-only.
+    shared : str or None
+        In the place of ``/dev/shm``, where that is not the payload's own.
+    """
+
+    home: str
+    temporary: str
+    runtime: str
+    run: str
+    shared: str | None
+
+    @classmethod
+    def of(cls, plan: Plan) -> Self:
+        """Return the places of a plan."""
+        if plan.folder is None:
+            return cls(HOME, "/tmp", f"/run/user/{plan.uid}", RUN, None)  # noqa: S108 - the payload's private memory
+        names = ("home", "tmp", "rt", "run", "shm")
+        return cls(*(f"{plan.folder}/{name}" for name in names))
+
+
+def private_folder(session: str) -> str:
+    """Return the session's folder on a node without namespaces."""
+    return f"{MEMORY}/{FOLDER_PREFIX}{session[:12]}"
 
 
 def check_shared_path(path: str) -> None:

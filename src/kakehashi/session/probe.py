@@ -1,7 +1,7 @@
 """The probe: run inside a payload's world, it tries what must not be possible there.
 
-Each check names what it tried and what it saw. It imports the standard library and
-:mod:`kakehashi.session.syscalls` only, and prints one JSON list.
+Each check names what it tried and what it saw. It imports the standard library and this package's
+bare system calls only, and prints one JSON list.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import fnmatch
 import json
 import os
 import platform
+import pwd
 import resource
 import signal
 import socket
@@ -21,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kakehashi.session import syscalls
+from kakehashi.session import landlock, syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,6 +73,7 @@ _DEVICES = frozenset(
 )
 _SEIZE = 0x4206
 _NS_GET_PARENT = 0xB702
+_MSG_FASTOPEN = 0x20000000
 _AF_NETLINK, _AF_PACKET, _AF_ALG, _AF_VSOCK = 16, 17, 38, 40
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -393,6 +395,113 @@ def _environment(_: dict[str, Any]) -> str:
     return "its own"
 
 
+def _account_files(facts: dict[str, Any]) -> str:
+    """Without namespaces: what of the node's files the kernel keeps from the payload."""
+    if facts["landlock"] < 1:
+        return "NOT confined: this kernel has no Landlock"
+    denied = (errno.EACCES,)
+    tried = 0
+    account = pwd.getpwuid(os.getuid()).pw_dir
+    for place in ("/tmp", "/var/tmp", "/dev/shm", "/run/user", account, "/var/spool", "/"):  # noqa: S108 - must be refused
+        if Path(place).is_dir():
+            tried += 1
+            _must_fail(f"listing {place}", denied, os.listdir, place)
+            if os.access(place, os.W_OK):
+                _must_fail(f"writing in {place}", denied, _write, f"{place}/.kakehashi-probe")
+    for name in ("auth", "run"):
+        _must_fail(f"writing in {name}", denied, _write, f"{facts['folder']}/{name}/probe")
+    _must_fail("listing auth", denied, os.listdir, f"{facts['folder']}/auth")
+    _must_fail("a coredump filter", denied, _write, "/proc/self/coredump_filter")
+    return f"refused in {tried} places"
+
+
+def _account_processes(facts: dict[str, Any]) -> str:
+    denied = (errno.EPERM, errno.EACCES)
+    warden = facts["warden"]
+    _must_fail("tracing the warden", denied, _attach, warden)
+    for name in ("environ", "mem", "maps"):
+        _must_fail(f"reading the warden's {name}", denied, _first, f"/proc/{warden}/{name}")
+    if facts["landlock"] >= landlock.SCOPE_ABI:
+        _must_fail("a signal to the warden", denied, os.kill, warden, signal.SIGCONT)
+        return "cannot be traced, read or signalled"
+    return "cannot be traced or read; processes of the account CAN be signalled"
+
+
+def _account_network(facts: dict[str, Any]) -> str:
+    family = (errno.EAFNOSUPPORT,)
+    for what, kind, protocol in (
+        ("UDP", socket.SOCK_DGRAM, 0),
+        ("SCTP", socket.SOCK_STREAM, 132),
+        ("MPTCP", socket.SOCK_STREAM, 262),
+    ):
+        for version in (socket.AF_INET, socket.AF_INET6):
+            _must_fail(f"a socket for {what}", family, socket.socket, version, kind, protocol)
+    with socket.socket(socket.AF_INET) as quick:
+        fast = (b"x", _MSG_FASTOPEN, ("127.0.0.1", 9))
+        _must_fail("a fast open", (errno.EPERM,), quick.sendto, *fast)
+    if facts["landlock"] < landlock.NETWORK_ABI:
+        return "TCP is NOT confined: this kernel's Landlock does not cover it"
+    used = (facts["port"], facts["hub_port"])
+    other = next(port for port in range(1024, 65536) if port not in used)
+    denied = (errno.EACCES,)
+    _must_fail("a connection", denied, socket.create_connection, ("127.0.0.1", other), 2)
+    with socket.socket(socket.AF_INET) as listener:
+        _must_fail("listening on a port", denied, listener.bind, ("127.0.0.1", other))
+    # The control: the port to the hub is there.
+    socket.create_connection(("127.0.0.1", facts["hub_port"]), 2).close()
+    return "TCP ports of the server and to the hub only"
+
+
+def _account_calls(_: dict[str, Any]) -> str:
+    key, size, mode = ctypes.c_int(0), ctypes.c_size_t(4096), ctypes.c_int(0o600)
+    refused = (errno.EOPNOTSUPP,)
+    _must_fail("System V memory", refused, syscalls.call, "shmget", key, size, mode)
+    _must_fail("System V semaphores", refused, syscalls.call, "semget", key, ctypes.c_int(1), mode)
+    _must_fail("System V queues", refused, syscalls.call, "msgget", key, mode)
+    place = f"{os.environ['TMPDIR']}/.kakehashi-probe"
+    _write(place)
+    _must_fail("an attribute of a file", refused, os.setxattr, place, "user.probe", b"1")
+    return "refused"
+
+
+def _account_namespaces(_: dict[str, Any]) -> str:
+    for flag in (syscalls.CLONE_NEWUSER, syscalls.CLONE_NEWNS, syscalls.CLONE_NEWNET):
+        _must_fail("a new namespace", (errno.EPERM,), syscalls.unshare, flag)
+    _must_fail("clone into a user namespace", (errno.EPERM,), _clone_user_namespace)
+    return "no new ones"
+
+
+def _account_privileges(_: dict[str, Any]) -> str:
+    status = _status()
+    for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+        if int(status[name], 16):
+            raise FoundError(f"there are capabilities: {name} {status[name]}")
+    if status["NoNewPrivs"] != "1":
+        raise FoundError("no_new_privs is not set")
+    if status["Seccomp"] != "2":
+        raise FoundError("there is no system call filter")
+    if 0 in {os.getuid(), os.geteuid()}:
+        raise FoundError("it runs as root")
+    return "none"
+
+
+def _account_scratch(facts: dict[str, Any]) -> str:
+    for place in ("home", "tmp", "rt", "shm"):
+        try:
+            _write(f"{facts['folder']}/{place}/.kakehashi-probe")
+        except OSError as error:
+            raise FoundError(f"{place} cannot be written: {error.strerror}") from None
+    return "in memory, limited by the job's memory alone"
+
+
+def _account_environment(facts: dict[str, Any]) -> str:
+    names = ("SLURM", "SSH_", "DBUS_", "KAKEHASHI_KEEPER", "PYTHONPATH")
+    odd = [name for name in os.environ if name.startswith(names)]
+    if odd or os.environ.get("HOME") != f"{facts['folder']}/home":
+        raise FoundError(f"the node's environment came in: {sorted(odd)}")
+    return "its own"
+
+
 CHECKS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("payload: processes", _processes),
     ("payload: init", _init),
@@ -413,11 +522,27 @@ CHECKS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
 )
 
 
+CHECKS_WITHOUT_NAMESPACES: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
+    ("payload: files", _account_files),
+    ("payload: processes", _account_processes),
+    ("payload: new namespaces", _account_namespaces),
+    ("payload: network", _account_network),
+    ("payload: socket families", _families),
+    ("payload: system calls", _calls),
+    ("payload: what outlives", _account_calls),
+    ("payload: privileges", _account_privileges),
+    ("payload: core dumps", _core),
+    ("payload: open files", _descriptors),
+    ("payload: scratch", _account_scratch),
+    ("payload: environment", _account_environment),
+)
+
+
 def main(facts_text: str) -> None:
     """Run every check and print the results."""
     facts = json.loads(facts_text)
     results = []
-    for name, check in CHECKS:
+    for name, check in CHECKS_WITHOUT_NAMESPACES if "folder" in facts else CHECKS:
         try:
             message, ok = check(facts), True
         except FoundError as found:

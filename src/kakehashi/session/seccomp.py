@@ -2,7 +2,9 @@
 
 What a namespace without capabilities already refuses is refused here once more, so that a
 flaw in one wall is not a way out; and what no namespace covers (virtual sockets, the kernel's
-keyring, io_uring, core limits) is refused here alone.
+keyring, io_uring, core limits) is refused here alone. Without namespaces, what Landlock does not
+cover is refused besides: memory and queues that outlive their processes, attributes of files,
+and every kind of internet socket but plain TCP.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ _LOAD = 0x20
 _JUMP_EQUAL = 0x15
 _JUMP_GREATER_EQUAL = 0x35
 _JUMP_ANY_BIT = 0x45
+_AND = 0x54
 _RETURN = 0x06
 
 _ALLOW = 0x7FFF0000
@@ -29,6 +32,9 @@ _NEW_NAMESPACES = 0x7E020000
 _RLIMIT_CORE = 4
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
 _NETLINK_ROUTE = 0
+_TYPE_BITS, _SOCK_STREAM, _TCP = 0xF, 1, 6
+# Opens a connection without connect(2), past Landlock.
+_MSG_FASTOPEN = 0x20000000
 
 REFUSED = (
     "acct",
@@ -72,6 +78,16 @@ REFUSED = (
     "unshare",
     "userfaultfd",
     "vhangup",
+)
+REFUSED_WITHOUT_NAMESPACES = (
+    "fsetxattr",
+    "lsetxattr",
+    "mq_open",
+    "msgget",
+    "semget",
+    "setxattr",
+    "setxattrat",
+    "shmget",
 )
 # "Not implemented" makes the C library and others fall back to calls that can be judged here.
 ABSENT = ("clone3", "io_uring_enter", "io_uring_register", "io_uring_setup")
@@ -126,14 +142,40 @@ _JUDGED: dict[str, tuple[_Instruction, ...]] = {
     ),
 }
 
+_NO_FAST_OPEN = ((_JUMP_ANY_BIT, 0, 1, _MSG_FASTOPEN), _DENY, _PASS)
+_JUDGED_WITHOUT_NAMESPACES: dict[str, tuple[_Instruction, ...]] = {
+    "socket": (
+        _low(0),
+        (_JUMP_EQUAL, 11, 0, _AF_UNIX),
+        (_JUMP_EQUAL, 4, 0, _AF_INET),
+        (_JUMP_EQUAL, 3, 0, _AF_INET6),
+        (_JUMP_EQUAL, 0, 9, _AF_NETLINK),
+        _low(2),
+        (_JUMP_EQUAL, 6, 7, _NETLINK_ROUTE),
+        _low(1),
+        (_AND, 0, 0, _TYPE_BITS),
+        (_JUMP_EQUAL, 0, 4, _SOCK_STREAM),
+        _low(2),
+        (_JUMP_EQUAL, 1, 0, 0),
+        (_JUMP_EQUAL, 0, 1, _TCP),
+        _PASS,
+        _NO_FAMILY,
+    ),
+    "sendmmsg": (_low(3), *_NO_FAST_OPEN),
+    "sendmsg": (_low(2), *_NO_FAST_OPEN),
+    "sendto": (_low(3), *_NO_FAST_OPEN),
+}
 
-def build(machine: str | None = None) -> bytes:
+
+def build(machine: str | None = None, *, namespaces: bool = True) -> bytes:
     """Return the filter's program.
 
     Parameters
     ----------
     machine : str, optional
         ``x86_64`` or ``aarch64``; this machine by default.
+    namespaces : bool
+        Whether the payload has namespaces of its own; more is refused if not.
 
     Returns
     -------
@@ -158,6 +200,9 @@ def build(machine: str | None = None) -> bytes:
     bodies: dict[str, tuple[_Instruction, ...]] = dict.fromkeys(REFUSED, (_DENY,))
     bodies |= dict.fromkeys(ABSENT, (_refuse(errno.ENOSYS),))
     bodies |= _JUDGED
+    if not namespaces:
+        bodies |= dict.fromkeys(REFUSED_WITHOUT_NAMESPACES, (_refuse(errno.EOPNOTSUPP),))
+        bodies |= _JUDGED_WITHOUT_NAMESPACES
     for name, body in bodies.items():
         nr = syscalls.number(name, machine)
         if nr is not None:

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from kakehashi.errors import SessionError
-from kakehashi.session import syscalls
-from kakehashi.session.payload import MESSAGE_LIMIT, Init, ignore_ending_signals
+from kakehashi.session import account, syscalls
+from kakehashi.session.init import MESSAGE_LIMIT, Init
+from kakehashi.session.payload import World, ignore_ending_signals
 from kakehashi.session.plan import Plan
 from kakehashi.session.relay import NetworkThread, Relay
 
@@ -47,11 +48,19 @@ class Built:
     port : int
         TCP port on the node that leads to the payload's server.
     descriptors : dict of str to int
-        By the names in :data:`DESCRIPTORS`; the two last are missing with stand-ins.
+        By the names in :data:`DESCRIPTORS`, or :data:`kakehashi.session.account.DESCRIPTORS`
+        without namespaces; the two last are missing with stand-ins.
+    hub_port : int or None
+        Port of the node's loopback that leads to the hub, where the payload has no network of
+        its own.
+    init : int or None
+        Process whose descendants are the payload's, where these have no namespace of their own.
     """
 
     port: int
     descriptors: dict[str, int]
+    hub_port: int | None = None
+    init: int | None = None
 
 
 class WardenHandle:
@@ -81,7 +90,13 @@ class WardenHandle:
                 self.control, MESSAGE_LIMIT, len(DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
             )
         answer = _message(data)
-        return Built(answer["built"], dict(zip(DESCRIPTORS, descriptors, strict=False)))
+        names = DESCRIPTORS if plan.folder is None else account.DESCRIPTORS
+        return Built(
+            answer["built"],
+            dict(zip(names, descriptors, strict=False)),
+            hub_port=answer.get("hub_port"),
+            init=answer.get("init"),
+        )
 
     def probe(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
         """Run the probe inside the payload's world; see :mod:`kakehashi.session.probe`."""
@@ -135,13 +150,13 @@ def start() -> WardenHandle:
     pid = syscalls.fork_bound()
     if pid == 0:
         ours.close()
-        _separate(theirs)
+        _hold(theirs)
     theirs.close()
     return WardenHandle(pid, ours)
 
 
-def _separate(control: socket.socket) -> NoReturn:
-    """Enter the private namespaces, and hold the warden there."""
+def _hold(control: socket.socket) -> NoReturn:
+    """Wait for the order to build, enter the private namespaces, and hold the warden there."""
     code = 1
     try:
         ignore_ending_signals()
@@ -149,6 +164,12 @@ def _separate(control: socket.socket) -> NoReturn:
         # Standard input holds the document with the ticket; only the keeper reads it.
         for descriptor in (0, 1):
             os.dup2(nothing, descriptor)
+        order = control.recv(MESSAGE_LIMIT)
+        if not order:
+            os._exit(0)
+        plan = Plan.from_json(json.loads(order)["build"])
+        if plan.folder is not None:
+            account.AccountWarden(control, plan).run()
         with _step("a private user namespace"):
             _private(
                 syscalls.CLONE_NEWNS
@@ -158,7 +179,7 @@ def _separate(control: socket.socket) -> NoReturn:
             )
         warden = syscalls.fork_bound()
         if warden == 0:
-            _Warden(control).run()
+            _Warden(control, plan).run()
         control.close()
         _, status = os.waitpid(warden, 0)
         code = os.waitstatus_to_exitcode(status) & 255
@@ -198,14 +219,14 @@ def _report(control: socket.socket, error: BaseException) -> None:
 
 
 class _Warden:
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, plan: Plan) -> None:
         self._control = control
+        self._plan = plan
         self._deadline: float | None = None
 
     def run(self) -> NoReturn:
         try:
-            order = json.loads(self._control.recv(MESSAGE_LIMIT))
-            self._build(Plan.from_json(order["build"]))
+            self._build(self._plan)
             self._follow()
         except BaseException as error:  # the last frame of this process
             _report(self._control, error)
@@ -447,7 +468,7 @@ def _hold_payload(plan: Plan, control: socket.socket) -> NoReturn:
         init = syscalls.fork_bound()
         if init == 0:
             os.close(namespace)
-            Init(plan, BASE, control).run()
+            Init(plan, World(plan, BASE).build, control).run()
         message = json.dumps({"init": init}).encode()
         socket.send_fds(control, [message], [namespace])
         os.close(namespace)
