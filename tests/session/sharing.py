@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import importlib
 import json
 import multiprocessing as mp
 import os
@@ -25,6 +26,15 @@ from typing import Any
 
 TURNS = 200
 RECURSIVE_MUTEX = 0
+
+
+def _context(method: str) -> Any:
+    return mp.get_context(method)
+
+
+def _bytes(memory: SharedMemory) -> memoryview:
+    assert memory.buf is not None
+    return memory.buf
 
 
 def _square(number: int) -> int:
@@ -43,7 +53,7 @@ def _count(lock: Any, values: Any) -> None:
 
 def _write(name: str, text: bytes) -> None:
     memory = SharedMemory(name)
-    memory.buf[: len(text)] = text
+    _bytes(memory)[: len(text)] = text
     memory.close()
 
 
@@ -58,7 +68,7 @@ def _run(process: Any) -> None:
 
 
 def queue(method: str) -> Any:
-    context = mp.get_context(method)
+    context = _context(method)
     queue = context.Queue()
     process = context.Process(target=_put, args=(queue,))
     process.start()
@@ -68,12 +78,12 @@ def queue(method: str) -> Any:
 
 
 def pool(method: str) -> Any:
-    with mp.get_context(method).Pool(2) as workers:
+    with _context(method).Pool(2) as workers:
         return sum(workers.map(_square, range(100)))
 
 
 def lock(method: str) -> Any:
-    context = mp.get_context(method)
+    context = _context(method)
     lock, values = context.Lock(), context.RawArray("l", 1)
     processes = [context.Process(target=_count, args=(lock, values)) for _ in range(2)]
     for process in processes:
@@ -86,15 +96,15 @@ def lock(method: str) -> Any:
 def memory(method: str) -> Any:
     memory = SharedMemory(create=True, size=1 << 20)
     try:
-        _run(mp.get_context(method).Process(target=_write, args=(memory.name, b"seen")))
-        return bytes(memory.buf[:4]).decode()
+        _run(_context(method).Process(target=_write, args=(memory.name, b"seen")))
+        return bytes(_bytes(memory)[:4]).decode()
     finally:
         memory.close()
         memory.unlink()
 
 
 def array(method: str) -> Any:
-    context = mp.get_context(method)
+    context = _context(method)
     values = context.RawArray("d", 1000)
     values[:] = [1.0] * 1000
     _run(context.Process(target=_double, args=(values,)))
@@ -102,7 +112,7 @@ def array(method: str) -> Any:
 
 
 def manager(method: str) -> Any:
-    context = mp.get_context(method)
+    context = _context(method)
     with managers.SharedMemoryManager(ctx=context) as shared, context.Manager() as proxies:
         numbers = shared.ShareableList([0, 1, 2])
         rows = proxies.list([numbers[2]])
@@ -117,12 +127,11 @@ def _append(rows: Any, name: str) -> None:
 
 
 def torch_loader(strategy: str) -> Any:
-    import torch
-    from torch.utils.data import DataLoader, TensorDataset
-
+    torch: Any = importlib.import_module("torch")
+    data: Any = importlib.import_module("torch.utils.data")
     torch.multiprocessing.set_sharing_strategy(strategy)
     rows = torch.arange(64 * 256, dtype=torch.float32).reshape(64, 256)
-    loader = DataLoader(TensorDataset(rows), batch_size=8, num_workers=2)
+    loader = data.DataLoader(data.TensorDataset(rows), batch_size=8, num_workers=2)
     shared = torch.zeros(1000).share_memory_()
     total = sum(float(batch[0].sum()) for batch in loader) + float(shared.sum())
     return total == float(rows.sum())
@@ -140,7 +149,7 @@ def leave(_: str) -> Any:
 def tracked(_: str) -> Any:
     """Die without a word: Python's resource tracker has to remove what was made."""
     SharedMemory("tracked", create=True, size=100)
-    held = mp.get_context("spawn").Lock()
+    held = _context("spawn").Lock()
     print(len(list(Path(os.environ["KAKEHASHI_SHM"]).iterdir())), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
     return held
@@ -152,9 +161,9 @@ class C:
     def __init__(self) -> None:
         self.library = ctypes.CDLL(None, use_errno=True)
         self.library.sem_open.restype = ctypes.c_void_p
-        for call in (self.library.sem_close, self.library.sem_getvalue, self.library.sem_post):
-            call.argtypes = [ctypes.c_void_p]
-        self.library.sem_getvalue.argtypes.append(ctypes.POINTER(ctypes.c_int))
+        self.library.sem_close.argtypes = [ctypes.c_void_p]
+        self.library.sem_post.argtypes = [ctypes.c_void_p]
+        self.library.sem_getvalue.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_int)]
 
     def call(self, name: str, *arguments: Any) -> Any:
         ctypes.set_errno(0)
@@ -277,8 +286,10 @@ def emptied(_: str) -> Any:
 
 
 def race(_: str) -> Any:
-    """Return how often a semaphore was seen that was not whole."""
-    processes = [mp.get_context("fork").Process(target=_make_and_remove) for _ in range(4)]
+    """Return how processes end that make, look at and remove one semaphore all at once."""
+    context = _context("fork")
+    together = context.Barrier(4)
+    processes = [context.Process(target=_make_and_remove, args=(together,)) for _ in range(4)]
     for process in processes:
         process.start()
     for process in processes:
@@ -286,15 +297,15 @@ def race(_: str) -> Any:
     return [process.exitcode for process in processes]
 
 
-def _make_and_remove() -> None:
+def _make_and_remove(together: Any) -> None:
     c = C()
-    for turn in range(5 * TURNS):
+    together.wait()
+    for _ in range(50 * TURNS):
         semaphore = c.sem_open(b"/raced", os.O_CREAT, 0o600, 7)
         assert not isinstance(semaphore, str), semaphore
         assert c.value(semaphore) == 7
         c.call("sem_close", semaphore)
-        if turn % 3 == 0:
-            c.call("sem_unlink", b"/raced")
+        c.call("sem_unlink", b"/raced")
 
 
 def forks(_: str) -> Any:
@@ -310,17 +321,19 @@ def forks(_: str) -> Any:
     threads = [threading.Thread(target=busy, args=(name,)) for name in names]
     for thread in threads:
         thread.start()
-    ends = set()
-    for _ in range(2 * TURNS):
+    end = 0
+    for _turn in range(2 * TURNS):
         child = os.fork()
         if child == 0:
             signal.alarm(20)
             os._exit(isinstance(c.sem_open(b"/child", os.O_CREAT), str))
-        ends.add(os.waitpid(child, 0)[1])
+        end = os.waitpid(child, 0)[1]
+        if end != 0:
+            break
     done.set()
     for thread in threads:
         thread.join()
-    return list(ends)
+    return end
 
 
 if __name__ == "__main__":
