@@ -26,6 +26,7 @@ from kakehashi.store.authority.refusals import LONGEST, Reader, Reason, Refusal
 from kakehashi.store.authority.sshdlog import Entry, LogReader, LogWriter
 from kakehashi.store.authority.watch import Watch
 from tests.authority.real import until
+from tests.authority.stranger import Stranger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -190,6 +191,27 @@ def test_a_name_that_imitates_sshds_words_moves_nothing(store: RealStore) -> Non
     )[0]
     assert record.detail["address"] == "127.0.0.1"
     assert record.detail["reason"] == "account"
+
+
+@needs_root
+def test_a_name_with_line_breaks_makes_no_other_line(store: RealStore) -> None:
+    """What OpenSSH's own client would not send."""
+    forgery = f"User child is on pid 1\r\n1.000 1 {BEGUN}"
+    stranger = Stranger(store.sshd_port)
+    try:
+        stranger.log_in(f"y\r\n{forgery}\x1b[0m".encode())
+    finally:
+        stranger.close()
+    record = until(
+        lambda: [r for r in refused(store) if str(r.detail.get("account")).startswith("y")],
+        what="the record",
+    )[0]
+    assert record.detail["reason"] == "account"
+    assert record.detail["address"] == "127.0.0.1"
+    assert "User child is on pid 1" in record.detail["account"]
+    assert record.detail["account"].isprintable()
+    lines = store.layout.sshd_log.read_text().splitlines()
+    assert not [line for line in lines if line.startswith(("User", "1.000"))]
 
 
 @needs_root

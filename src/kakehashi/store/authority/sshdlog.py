@@ -111,6 +111,7 @@ class LogWriter:
         self._receiver, self.sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._receiver.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._receiver.settimeout(0)
+        self._torn = False
         self._file = self._open()
 
     def fileno(self) -> int:
@@ -130,11 +131,16 @@ class LogWriter:
             return
         # Logging must never end the supervisor; a full disk is the operator's to see elsewhere.
         with contextlib.suppress(OSError):
-            self._file.write(b"".join(lines))
+            data = b"\n" * self._torn + b"".join(lines)
+            self._torn = self._file.write(data) != len(data)
             if self._file.tell() > LARGEST:
-                self._path.rename(older(self._path))
-                self._file.close()
-                self._file = self._open()
+                self._put_aside()
+
+    def _put_aside(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._path.rename(older(self._path))
+        full, self._file = self._file, self._open()
+        full.close()
 
     def _open(self) -> IO[bytes]:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
