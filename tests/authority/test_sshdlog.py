@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sqlite3
 import stat
@@ -451,8 +452,25 @@ class Follower:
 
 
 @pytest.fixture
-def follower(tmp_path: Path) -> Follower:
+def follower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Follower:
+    # One look reads all, however slow the disk is.
+    monkeypatch.setattr(watch, "PATIENCE_S", 60)
     return Follower(tmp_path)
+
+
+def test_who_stops_in_the_middle_goes_on_there(
+    follower: Follower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "PATIENCE_S", 0)
+    names = ["a", "b", "c"]
+    for name in names:
+        follower.knock(name)
+    # Each look reads one line of the six.
+    found = [follower.accounts() for _ in range(6)]
+    assert found == [[], ["a"], ["a"], ["a", "b"], ["a", "b"], names]
+    follower.restart()
+    follower.knock("d")
+    assert [follower.accounts() for _ in range(8)] == [names] * 7 + [[*names, "d"]]
 
 
 def test_nothing_is_recorded_twice_and_nothing_left_out(follower: Follower) -> None:
@@ -629,3 +647,28 @@ def test_the_log_is_put_aside_before_it_fills_the_disk(
     for file in (path, sshdlog.older(path)):
         assert file.stat().st_size < 4100
         assert stat.S_IMODE(file.stat().st_mode) == 0o640
+
+
+@needs_root
+def test_where_there_is_no_room_a_torn_line_does_not_spoil_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "sshd.log"
+    writer = LogWriter(path, os.getgid())
+
+    def say(message: bytes) -> None:
+        writer.sender.send(message)
+        writer.write()
+
+    say(b"first")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 25, hard))
+    try:
+        say(b"torn " * 10)
+        say(b"gone")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    say(b"last")
+    writer.sender.close()
+    texts = [entry.text for entry, _ in LogReader(path).entries()]
+    assert (texts[0], texts[-1]) == ("first", "last")
+    assert "gone" not in "".join(texts)
+    assert len(texts) == 3
