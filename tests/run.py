@@ -19,7 +19,7 @@ from typing import IO
 REPOSITORY = Path(__file__).resolve().parents[1]
 LAB = "tests/lab"
 # Of about equal length. What wants the lab whole and long is apart from the rest.
-LONG = [f"{LAB}/test_{name}.py" for name in ("endings", "faults", "verify")]
+LONG = [f"{LAB}/test_{name}.py" for name in ("endings", "faults", "verify", "clocks")]
 PRIVATE = ["unshare", "--mount", "--net", "--uts", "--ipc", "--pid", "--fork", "--kill-child",
            "--mount-proc", "--propagation", "private"]  # fmt: skip
 # A lab that this machine runs already must not be seen: it stays as it is.
