@@ -85,8 +85,14 @@ class Server:
     the channel.
     """
 
-    def __init__(self, meddle: Callable[[int, int, bytes], bytes | None] | None = None) -> None:
+    def __init__(
+        self,
+        meddle: Callable[[int, int, bytes], bytes | None] | None = None,
+        *,
+        writes: bool = False,
+    ) -> None:
         self.opened = 0
+        self._command = [SFTP_SERVER] if writes else [SFTP_SERVER, "-R"]
         self._meddle = meddle
         self._lock = threading.Lock()
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -96,7 +102,7 @@ class Server:
     def __call__(self) -> socket.socket:
         near, far = socket.socketpair()
         with far:
-            process = subprocess.Popen([SFTP_SERVER, "-R"], stdin=far.fileno(), stdout=far.fileno())
+            process = subprocess.Popen(self._command, stdin=far.fileno(), stdout=far.fileno())
         with self._lock:
             number = self.opened
             self.opened += 1
@@ -147,9 +153,10 @@ class Server:
 class Broker:
     """A unix socket on which each connection becomes one SFTP channel, as in a session."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, writes: bool = False) -> None:
         self.path = path
         self.connections = 0
+        self._command = [SFTP_SERVER] if writes else [SFTP_SERVER, "-R"]
         self._processes: list[subprocess.Popen[bytes]] = []
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
@@ -165,7 +172,7 @@ class Broker:
                     self.connections += 1
                     self._processes.append(
                         subprocess.Popen(
-                            [SFTP_SERVER, "-R"],
+                            self._command,
                             stdin=connection.fileno(),
                             stdout=connection.fileno(),
                         )

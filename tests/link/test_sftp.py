@@ -10,6 +10,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from kakehashi.errors import LinkError
 from kakehashi.link.sftp import Data, Opened, Sftp, Status, StatusError
+from kakehashi.link.sftpwrite import PIECE, WritingSftp
 from tests.link.stores import Server, random_bytes
 
 VERSION = struct.pack(">IBI", 5, 2, 3)
@@ -30,15 +32,25 @@ def text(data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + data
 
 
-def against(said: bytes, talk: Callable[[Sftp], object], *, then_close: bool = True) -> object:
+_EXTENSIONS = b"".join(map(text, (b"fsync@openssh.com", b"1", b"posix-rename@openssh.com", b"1")))
+WRITES = struct.pack(">IBI", 5 + len(_EXTENSIONS), 2, 3) + _EXTENSIONS
+
+
+def against(
+    said: bytes,
+    talk: Callable[[WritingSftp], object],
+    *,
+    then_close: bool = True,
+    client: type[Sftp] = Sftp,
+) -> object:
     """Run ``talk`` with a client whose server says ``said``, whatever it is asked."""
     near, far = socket.socketpair()
     with far:
         sender = threading.Thread(target=_say, args=(far, said, then_close))
         sender.start()
         try:
-            with Sftp(near, patience_s=0.2 if not then_close else 10) as sftp:
-                return talk(sftp)
+            with client(near, patience_s=0.2 if not then_close else 10) as sftp:
+                return talk(cast("WritingSftp", sftp))
         finally:
             sender.join(timeout=10)
 
@@ -225,3 +237,157 @@ def test_whatever_a_server_says_it_is_an_answer_or_an_error(
 
     with contextlib.suppress(LinkError):
         against((VERSION if greets else b"") + b"".join(packets), talk)
+
+
+def stat_of(mode: int) -> bytes:
+    return struct.pack(">IQIII", 1 | 4 | 8, 5, mode, 7, 8)
+
+
+def names(*entries: tuple[bytes, bytes]) -> bytes:
+    listed = (text(name) + text(b"-rw-") + stat for name, stat in entries)
+    return struct.pack(">I", len(entries)) + b"".join(listed)
+
+
+def test_it_understands_good_answers_about_files() -> None:
+    def talk(sftp: WritingSftp) -> object:
+        sftp.greet()
+        return sftp.stat("x"), sftp.list("y")
+
+    extended = struct.pack(">IIII", 2 | 1 << 31, 1, 1, 1) + text(b"acl") + text(b"none")
+    said = (
+        packet(105, 1, stat_of(0o100644))
+        + packet(102, 2, text(b"h"))
+        + packet(104, 3, names((b".", stat_of(0o40755)), (b"a\xff", stat_of(0o100600))))
+        + packet(104, 4, names((b"b", extended)))
+        + packet(101, 5, struct.pack(">I", 1))
+        + packet(101, 6, struct.pack(">I", 0))
+    )
+    found = against(WRITES + said, talk, client=WritingSftp)
+    assert found == (
+        (5, 0o100644, 8),
+        [("a\udcff", (5, 0o100600, 8)), ("b", (None, None, None))],
+    )
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [
+        names(),
+        names((b"", stat_of(0))),
+        names((b"../x", stat_of(0))),
+        names((b"a\0", stat_of(0))),
+        names((b"a", struct.pack(">I", 1))),
+        names((b"a", struct.pack(">II", 1 << 31, 0xFFFFFFFF))),
+        struct.pack(">I", 0xFFFFFFFF) + names((b"a", stat_of(0)))[4:],
+        b"",
+    ],
+)
+def test_a_listing_that_cannot_be_is_an_error(listing: bytes) -> None:
+    def talk(sftp: WritingSftp) -> object:
+        sftp.greet()
+        return sftp.list("x")
+
+    with pytest.raises(LinkError):
+        against(
+            WRITES + packet(102, 1, text(b"h")) + packet(104, 2, listing),
+            talk,
+            client=WritingSftp,
+        )
+
+
+def test_a_greeting_that_is_cut_in_the_middle_is_an_error() -> None:
+    cut = struct.pack(">IBI", 5 + 8, 2, 3) + text(b"fsyn")
+    with pytest.raises(LinkError, match="cut field"):
+        against(cut, Sftp.greet)
+
+
+def test_a_refused_write_leaves_the_channel_in_order(tmp_path: Path) -> None:
+    """All of the requests under way are answered before the refusal is told."""
+    read_only = Server()
+    (tmp_path / "a").write_bytes(b"old")
+    try:
+        with Sftp(read_only()) as plain, WritingSftp(read_only()) as sftp:
+            plain.greet()
+            with pytest.raises(LinkError, match="does not offer fsync"):
+                sftp.greet()
+            handle = sftp.open_for_reading(str(tmp_path / "a"))
+            with pytest.raises(StatusError):
+                sftp.write(handle, 0, bytes(40 * PIECE))
+            assert sftp.outstanding == 0
+            assert b"".join(sftp.read(handle, 1, 100)) == b"ld"
+            assert sftp.outstanding == 0
+    finally:
+        read_only.close()
+
+
+def test_files_are_read_beyond_one_window(tmp_path: Path, server: Server) -> None:
+    data = random_bytes(40 * PIECE + 17)
+    (tmp_path / "a").write_bytes(data)
+    with WritingSftp(server()) as sftp:
+        with pytest.raises(LinkError, match="does not offer"):
+            sftp.greet()
+        handle = sftp.open_for_reading(str(tmp_path / "a"))
+        for offset, size in ((0, len(data)), (0, 10 * len(data)), (5, PIECE), (len(data), 9)):
+            assert b"".join(sftp.read(handle, offset, size)) == data[offset : offset + size]
+            assert sftp.outstanding == 0
+
+
+_write_packets = st.one_of(
+    _packets,
+    st.builds(
+        packet,
+        st.sampled_from([101, 102, 103, 104, 105]),
+        st.integers(1, 9),
+        st.one_of(
+            st.sampled_from(
+                [
+                    struct.pack(">I", 0),
+                    struct.pack(">I", 1),
+                    text(b"h"),
+                    stat_of(0o100644),
+                    names((b"a", stat_of(0o100644))),
+                ]
+            ),
+            st.lists(_bodies, max_size=3).map(b"".join),
+        ),
+    ),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(_write_packets, max_size=8),
+    st.sampled_from(["write", "list", "read", "stat", "real", "rename", "flush"]),
+)
+def test_whatever_a_server_says_to_a_writer_it_is_an_answer_or_an_error(
+    packets: list[bytes], call: str
+) -> None:
+    def talk(sftp: WritingSftp) -> None:
+        sftp.greet()
+        if call == "write":
+            handle = sftp.open_for_writing("x", create=True, exclusive=True)
+            sftp.write(handle, 0, bytes(3 * PIECE))
+            sftp.set_mode(handle, 0o600)
+            sftp.fsync(handle)
+            sftp.close_handle(handle)
+        elif call == "list":
+            assert all("/" not in name and name for name, _ in sftp.list("x"))
+        elif call == "read":
+            assert sum(map(len, sftp.read(b"h", 0, 3 * PIECE))) <= 3 * PIECE
+        elif call == "stat":
+            sftp.stat("x")
+            sftp.stat("x", follow=False)
+            sftp.fstat(b"h")
+        elif call == "real":
+            sftp.real_path("x")
+        elif call == "rename":
+            sftp.rename("x", "y")
+            sftp.mkdir("z")
+            sftp.rmdir("z")
+            sftp.remove("y")
+        else:
+            sftp.fsync_folder("x")
+        assert sftp.outstanding == 0
+
+    with contextlib.suppress(LinkError):
+        against(WRITES + b"".join(packets), talk, client=WritingSftp)

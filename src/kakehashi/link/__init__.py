@@ -1,6 +1,7 @@
 """A session's way to the store: one verified reader with two faces.
 
 The Python face is :class:`Store`, the other the read-only view (:mod:`kakehashi.link.view`).
+:class:`WorkFolder` is the project's work folder.
 Names are loaded when they are first asked for: the view's process and the hub's side of things
 must not import numpy only because they live in the same package.
 """
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
     from kakehashi.link.reader import Reader
     from kakehashi.link.session import Lease, Session
     from kakehashi.link.store import Series, Store
+    from kakehashi.link.work import WorkFolder
 
-__all__ = ["Lease", "Manifest", "Reader", "Series", "Session", "Store"]
+__all__ = ["Lease", "Manifest", "Reader", "Series", "Session", "Store", "WorkFolder"]
 
 _HOME = {
     "Lease": "session",
@@ -25,6 +27,7 @@ _HOME = {
     "Series": "store",
     "Session": "session",
     "Store": "store",
+    "WorkFolder": "work",
 }
 
 

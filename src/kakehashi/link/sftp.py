@@ -1,10 +1,12 @@
-"""SFTP version 3 over one connected stream socket: as much as reading needs.
+"""SFTP version 3 over one connected stream socket: the conversation, and what reading needs.
 
 One thread owns a client. Requests are queued with ``ask_*`` and leave together with
 :meth:`Sftp.flush`; :meth:`Sftp.receive` gives the answers in the order in which the server
 sends them, so many reads can be on their way at once. Every answer is checked against the
 request it belongs to before memory is set aside for it; what does not fit is a
 :class:`~kakehashi.errors.LinkError`, after which the client is of no further use.
+
+What writing needs on top is :mod:`kakehashi.link.sftpwrite`.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ _MAX_REQUEST_ID = 0xFFFFFFFF
 _VERSION = 3
 
 _INIT, _VERSION_REPLY, _OPEN, _CLOSE, _READ, _FSTAT = 1, 2, 3, 4, 5, 8
-_STATUS, _HANDLE, _DATA, _ATTRS = 101, 102, 103, 105
+STATUS_REPLY, HANDLE_REPLY, _DATA, NAMES_REPLY, ATTRIBUTES_REPLY = 101, 102, 103, 104, 105
 _FLAG_READ = 1
-_ATTR_SIZE = 1
+_ATTR_SIZE, _ATTR_OWNER, _ATTR_MODE, _ATTR_TIMES, _ATTR_EXTENDED = 1, 2, 4, 8, 1 << 31
 
 _HEAD = struct.Struct(">IB")
 _HEAD_ID = struct.Struct(">IBI")
@@ -58,11 +60,36 @@ class Data(NamedTuple):
     data: bytearray
 
 
+class Stat(NamedTuple):
+    """What a server says of a file; ``None`` is what it did not say.
+
+    Attributes
+    ----------
+    size : int or None
+        Bytes.
+    mode : int or None
+        Kind and rights, as in ``st_mode``.
+    modified : int or None
+        Seconds since 1970.
+    """
+
+    size: int | None
+    mode: int | None
+    modified: int | None
+
+
 class Attributes(NamedTuple):
-    """Answer to a stat: the size in bytes, ``None`` if the server did not say."""
+    """Answer to a stat."""
 
     request: int
-    size: int | None
+    stat: Stat
+
+
+class Names(NamedTuple):
+    """Answer to the reading of a folder, or to the question for a path: names as bytes."""
+
+    request: int
+    names: tuple[tuple[bytes, Stat], ...]
 
 
 class Status(NamedTuple):
@@ -73,7 +100,7 @@ class Status(NamedTuple):
     message: str
 
 
-Reply = Opened | Data | Attributes | Status
+Reply = Opened | Data | Attributes | Names | Status
 
 
 class StatusError(LinkError):
@@ -109,6 +136,8 @@ class Sftp:
         self._out = bytearray()
         self._next_id = 0
         self._expected: dict[int, tuple[int, int]] = {}
+        self.extensions: frozenset[bytes] = frozenset()
+        """Names of what the server can do beyond version 3, known after the greeting."""
 
     def __enter__(self) -> Self:
         return self
@@ -138,9 +167,11 @@ class Sftp:
         length, kind = _HEAD.unpack(self._take(_HEAD.size))
         if kind != _VERSION_REPLY or not 5 <= length <= MAX_PACKET:
             self._broken("something else than the greeting of an SFTP server")
-        (version,) = _U32.unpack_from(self._take(length - 1))
+        body = _Body(bytes(self._take(length - 1)))
+        version = body.number()
         if version != _VERSION:
             self._broken(f"protocol version {version} where {_VERSION} was asked for")
+        self.extensions = frozenset(body.pairs())
 
     def close(self) -> None:
         """Close the socket; handles end with it."""
@@ -163,24 +194,23 @@ class Sftp:
 
     def ask_open(self, path: str) -> int:
         """Queue the opening of a file for reading; return the request's number."""
-        name = path.encode()
-        body = _U32.pack(len(name)) + name + struct.pack(">II", _FLAG_READ, 0)
-        return self._ask(_OPEN, body, _HANDLE)
+        body = as_string(path.encode()) + struct.pack(">II", _FLAG_READ, 0)
+        return self._ask(_OPEN, body, HANDLE_REPLY)
 
     def ask_read(self, handle: bytes, offset: int, length: int) -> int:
         """Queue a read of ``length`` bytes (at most ``MAX_READ``); return its number."""
         if not 0 < length <= MAX_READ or offset < 0:
             raise ValueError(f"a read must ask for 1 to {MAX_READ} bytes from 0 on")
-        body = _U32.pack(len(handle)) + handle + _RANGE.pack(offset, length)
+        body = as_string(handle) + _RANGE.pack(offset, length)
         return self._ask(_READ, body, _DATA, length)
 
     def ask_size(self, handle: bytes) -> int:
         """Queue the question for an open file's size; return the request's number."""
-        return self._ask(_FSTAT, _U32.pack(len(handle)) + handle, _ATTRS)
+        return self._ask(_FSTAT, as_string(handle), ATTRIBUTES_REPLY)
 
     def ask_close(self, handle: bytes) -> int:
         """Queue the closing of a handle; return the request's number."""
-        return self._ask(_CLOSE, _U32.pack(len(handle)) + handle, _STATUS)
+        return self._ask(_CLOSE, as_string(handle), STATUS_REPLY)
 
     def flush(self) -> None:
         """Send what is queued.
@@ -213,7 +243,7 @@ class Sftp:
         if request not in self._expected:
             self._broken(f"an answer to request {request}, which is not open")
         wanted, limit = self._expected[request]
-        if kind not in (wanted, _STATUS):
+        if kind not in (wanted, STATUS_REPLY):
             self._broken(f"an answer of type {kind} where {wanted} was due")
         rest = length - 5
         reply: Reply
@@ -221,13 +251,15 @@ class Sftp:
             reply = Data(request, self._data(rest, limit))
         else:
             body = _Body(bytes(self._take(rest)))
-            if kind == _HANDLE:
+            if kind == HANDLE_REPLY:
                 reply = Opened(request, body.handle())
-            elif kind == _ATTRS:
-                reply = Attributes(request, body.size())
+            elif kind == ATTRIBUTES_REPLY:
+                reply = Attributes(request, body.stat())
+            elif kind == NAMES_REPLY:
+                reply = Names(request, body.names())
             else:
                 reply = body.status(request)
-                if reply.code == 0 and wanted != _STATUS:
+                if reply.code == 0 and wanted != STATUS_REPLY:
                     self._broken("a bare success where a result was due")
         del self._expected[request]
         return reply
@@ -256,9 +288,9 @@ class Sftp:
         reply = self._answer(self.ask_size(handle))
         if not isinstance(reply, Attributes):
             self._refused(reply, "stat")
-        if reply.size is None:
+        if reply.stat.size is None:
             self._broken("attributes without a size")
-        return reply.size
+        return reply.stat.size
 
     def _answer(self, request: int) -> Reply:
         if self.outstanding > 1:
@@ -314,6 +346,11 @@ class Sftp:
         raise LinkError(f"the store broke the SFTP protocol: it sent {what}")
 
 
+def as_string(data: bytes) -> bytes:
+    """Return bytes as a field of a packet, with their length before them."""
+    return _U32.pack(len(data)) + data
+
+
 class _Body:
     """The rest of a packet, read field by field."""
 
@@ -321,9 +358,12 @@ class _Body:
         self._data = data
         self._at = 0
 
-    def _u32(self) -> int:
+    def number(self) -> int:
         (value,) = _U32.unpack(self._bytes(4))
         return int(value)
+
+    def _string(self) -> bytes:
+        return self._bytes(self.number())
 
     def _bytes(self, count: int) -> bytes:
         piece = self._data[self._at : self._at + count]
@@ -333,21 +373,49 @@ class _Body:
         return piece
 
     def handle(self) -> bytes:
-        handle = self._bytes(self._u32())
+        handle = self._string()
         if not 0 < len(handle) <= _MAX_HANDLE or self._at != len(self._data):
             raise LinkError(
                 f"the store broke the SFTP protocol: a handle has 1 to {_MAX_HANDLE} bytes"
             )
         return handle
 
-    def size(self) -> int | None:
-        if not self._u32() & _ATTR_SIZE:
-            return None
-        (value,) = _U64.unpack(self._bytes(8))
-        return int(value)
+    def pairs(self) -> list[bytes]:
+        """Return the first of each two strings to the packet's end."""
+        found = []
+        while self._at < len(self._data):
+            found.append(self._string())
+            self._string()
+        return found
+
+    def names(self) -> tuple[tuple[bytes, Stat], ...]:
+        found = []
+        for _ in range(self.number()):
+            name = self._string()
+            self._string()  # the line that `ls -l` would show
+            found.append((name, self.stat()))
+        return tuple(found)
+
+    def stat(self) -> Stat:
+        flags = self.number()
+        size = mode = modified = None
+        if flags & _ATTR_SIZE:
+            (size,) = _U64.unpack(self._bytes(8))
+        if flags & _ATTR_OWNER:
+            self._bytes(8)
+        if flags & _ATTR_MODE:
+            mode = self.number()
+        if flags & _ATTR_TIMES:
+            self.number()
+            modified = self.number()
+        if flags & _ATTR_EXTENDED:
+            for _ in range(self.number()):
+                self._string()
+                self._string()
+        return Stat(size, mode, modified)
 
     def status(self, request: int) -> Status:
-        code = self._u32()
+        code = self.number()
         # Servers of version 3 may leave the text out.
-        text = self._bytes(self._u32()) if self._at < len(self._data) else b""
+        text = self._string() if self._at < len(self._data) else b""
         return Status(request, code, text[:200].decode("utf-8", "replace"))

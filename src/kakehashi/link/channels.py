@@ -1,0 +1,195 @@
+"""The work folder's channels: opened when needed, kept while whole, opened anew after a cut."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+from kakehashi.errors import LinkClosedError, LinkError
+from kakehashi.link.sftp import STATUS_NO_SUCH_FILE, STATUS_PERMISSION_DENIED, StatusError
+from kakehashi.link.sftpwrite import WritingSftp
+from kakehashi.link.work import WorkDeniedError, WorkError, WorkLostError, WorkNotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+T = TypeVar("T")
+
+PATIENCE_S = 30.0
+"""How long the store may be out of reach before an operation gives up."""
+
+_CHANNELS = 3
+_CONNECT_S = 20.0
+# A silent store is given up sooner than by a reader: somebody waits for the save.
+_SILENT_S = 20.0
+_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
+
+
+def connect(path: Path) -> socket.socket:
+    """Open a channel through the session's socket.
+
+    Raises
+    ------
+    LinkClosedError
+        There is no such socket any more: the session has ended.
+    OSError
+        It does not answer.
+    """
+    channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        channel.settimeout(_CONNECT_S)
+        channel.connect(str(path))
+    except FileNotFoundError:
+        channel.close()
+        raise LinkClosedError(
+            f"the way to the work folder is closed: no {path}; "
+            "the session has ended, start a new one"
+        ) from None
+    except BaseException:
+        channel.close()
+        raise
+    return channel
+
+
+class Channels:
+    """Runs steps on channels to one SFTP server; one object may be used by many threads.
+
+    A step is a function of a channel and of how often it was begun before; it must be such that
+    doing it twice does no harm.
+
+    Parameters
+    ----------
+    open_one : callable
+        Returns a connected stream socket with an SFTP server behind it.
+    patience_s : float
+        Seconds without the store after which a step gives up.
+    """
+
+    def __init__(self, open_one: Callable[[], socket.socket], patience_s: float) -> None:
+        self._open_one = open_one
+        self._patience_s = patience_s
+        self._slots = threading.BoundedSemaphore(_CHANNELS)
+        self._lock = threading.Lock()
+        self._idle: list[WritingSftp] = []
+        self._rubbish: set[str] = set()
+        self._closed = threading.Event()
+        self._pid = os.getpid()
+
+    def close(self) -> None:
+        """Close the channels; whoever waits for the store gives up."""
+        self._closed.set()
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for sftp in idle:
+            sftp.close()
+
+    def run(self, path: str, step: Callable[[WritingSftp, int], T]) -> T:
+        """Do a step, and again on a new channel where one broke.
+
+        Parameters
+        ----------
+        path : str
+            What it is about, for messages.
+        step : callable
+            Gets the channel and the number of times it was begun before.
+
+        Raises
+        ------
+        WorkError
+            The server refused, or the store was out of reach for too long.
+        LinkClosedError
+            The session has ended.
+        """
+        if os.getpid() != self._pid:
+            raise WorkError(
+                "this work folder was opened before the process was forked and cannot be used "
+                "here; take a new one with WorkFolder.current()"
+            )
+        give_up, pause, begun = None, _PAUSE_S, 0
+        while True:
+            try:
+                with self._channel() as sftp:
+                    self._tidy(sftp)
+                    begun += 1
+                    return step(sftp, begun - 1)
+            except (WorkError, LinkClosedError):
+                raise
+            except StatusError as error:
+                raise _explained(error, path) from error
+            except (LinkError, OSError) as error:
+                now = time.monotonic()
+                give_up = now + self._patience_s if give_up is None else give_up
+                if now >= give_up or self._closed.wait(pause):
+                    raise WorkLostError(
+                        f"{path or 'the work folder'}: the store was out of reach for "
+                        f"{self._patience_s:g} s ({error}); try again when the link is back"
+                    ) from error
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def drop(self, part: str) -> None:
+        """Remove a file that a write left: now, or before anything else is done."""
+        with self._lock:
+            self._rubbish.add(part)
+        with contextlib.suppress(LinkError, OSError), self._channel() as sftp:
+            self._tidy(sftp)
+
+    @contextlib.contextmanager
+    def _channel(self) -> Iterator[WritingSftp]:
+        with self._slots:
+            sftp = self._take()
+            whole = False
+            try:
+                yield sftp
+                whole = True
+            except (StatusError, WorkError):
+                whole = True
+                raise
+            finally:
+                with self._lock:
+                    keep = whole and not sftp.outstanding and not self._closed.is_set()
+                    if keep:
+                        self._idle.append(sftp)
+                if not keep:
+                    sftp.close()
+
+    def _take(self) -> WritingSftp:
+        if self._closed.is_set():
+            raise LinkClosedError("this work folder was closed; take a new one")
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        sftp = WritingSftp(self._open_one(), patience_s=_SILENT_S)
+        try:
+            sftp.greet()
+        except BaseException:
+            sftp.close()
+            raise
+        return sftp
+
+    def _tidy(self, sftp: WritingSftp) -> None:
+        """Remove what broken writes left, before anything else is done.
+
+        A server that was cut off may still have the last step of such a write before it, the one
+        that takes the file's place: without its source it can no longer do that.
+        """
+        with self._lock:
+            rubbish = set(self._rubbish)
+        for part in rubbish:
+            with contextlib.suppress(StatusError):
+                sftp.remove(part)
+            with self._lock:
+                self._rubbish.discard(part)
+
+
+def _explained(error: StatusError, path: str) -> WorkError:
+    shown = path or "the work folder"
+    if error.code == STATUS_NO_SUCH_FILE:
+        return WorkNotFoundError(f"{shown}: is not there")
+    if error.code == STATUS_PERMISSION_DENIED:
+        return WorkDeniedError(f"{shown}: its rights do not allow this")
+    return WorkError(f"{shown}: the store refused this and gave no reason ({error})")

@@ -1,0 +1,614 @@
+"""The work folder through a real SFTP server, with the channel cut anywhere."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import os
+import socket
+import stat
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kakehashi.errors import LinkClosedError, SessionError
+from kakehashi.link import WorkFolder
+from kakehashi.link.work import (
+    WorkDeniedError,
+    WorkError,
+    WorkExistsError,
+    WorkFullError,
+    WorkLostError,
+    WorkNotFoundError,
+    is_part,
+    part_name,
+)
+from kakehashi.link.workchannel import ChannelFolder
+from kakehashi.link.workmount import MountedFolder
+from tests.link.stores import SFTP_SERVER, Broker, Server, random_bytes
+from tests.link.test_session import write as write_session
+
+PATIENCE_S = 10.0
+OLD, NEW = b"old " * 1000, random_bytes(700_000)
+
+
+class Cutter(Server):
+    """Cuts every channel when so many bytes went one way; then the store is back, or not."""
+
+    def __init__(self, towards_store: bool, after: int | None, *, comes_back: bool = True) -> None:
+        super().__init__(lambda *_: None, writes=True)
+        self.towards_store, self.after, self.comes_back = towards_store, after, comes_back
+        self.passed = {True: 0, False: 0}
+        self.gone = False
+        self._count = threading.Lock()
+
+    def __call__(self) -> socket.socket:
+        if self.gone:
+            raise ConnectionRefusedError("the store is gone")
+        return super().__call__()
+
+    def _pass_on(self, source: socket.socket, sink: socket.socket, number: int | None) -> None:
+        way = number is None
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                with self._count:
+                    left = None if self.after is None else self.after - self.passed[way]
+                    cut = left is not None and way == self.towards_store and left <= len(data)
+                    if cut:
+                        data, self.after = data[:left], None
+                        self.gone = not self.comes_back
+                    self.passed[way] += len(data)
+                sink.sendall(data)
+                if cut:
+                    self.kill()
+                    break
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+def parts(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob("*") if is_part(path.name)]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "work"
+    root.mkdir()
+    return root
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server(writes=True)
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["channel", "mount"])
+def work(request: pytest.FixtureRequest, root: Path, server: Server) -> Iterator[WorkFolder]:
+    if request.param == "mount":
+        yield MountedFolder(root)
+        return
+    with ChannelFolder(server, root=str(root), patience_s=PATIENCE_S) as folder:
+        yield folder
+
+
+@pytest.fixture
+def channel(root: Path, server: Server) -> Iterator[ChannelFolder]:
+    with ChannelFolder(server, root=str(root), patience_s=PATIENCE_S) as folder:
+        yield folder
+
+
+# The same face on both kinds of node.
+
+
+@pytest.mark.parametrize("data", [b"", b"x", NEW, b"\0" * (9 << 20)])
+def test_what_is_written_is_there_and_comes_back(work: WorkFolder, root: Path, data: bytes) -> None:
+    (root / "hanako").mkdir()
+    work.write("hanako/結果.bin", data)
+    assert (root / "hanako" / "結果.bin").read_bytes() == data
+    assert work.read("hanako/結果.bin") == data
+    work.write("hanako/結果.bin", OLD)
+    assert work.read("hanako/結果.bin") == OLD
+    assert not parts(root)
+
+
+def test_a_listing_says_what_everything_is(work: WorkFolder, root: Path) -> None:
+    (root / "b.txt").write_bytes(b"12345")
+    os.utime(root / "b.txt", (1_700_000_000, 1_700_000_000))
+    (root / "a").mkdir(mode=0o755)
+    (root / "to_b").symlink_to("b.txt")
+    (root / "to_nothing").symlink_to("none")
+    os.mkfifo(root / "pipe")
+    (root / os.fsdecode(b"odd\xff")).write_bytes(b"")
+    found = {entry.name: entry for entry in work.listdir()}
+    assert list(found) == sorted(found)
+    kinds = {name: entry.kind for name, entry in found.items()}
+    assert kinds == {
+        "a": "folder",
+        "b.txt": "file",
+        os.fsdecode(b"odd\xff"): "file",
+        "pipe": "other",
+        "to_b": "file",
+        "to_nothing": "link",
+    }
+    assert found["b.txt"].size == found["to_b"].size == 5
+    assert found["b.txt"].modified == dt.datetime.fromtimestamp(1_700_000_000, dt.UTC)
+    assert work.stat("a").kind == "folder"
+    assert work.stat().kind == "folder"
+    assert work.stat("b.txt") == found["b.txt"]
+    assert work.read(os.fsdecode(b"odd\xff")) == b""
+    with pytest.raises(WorkError, match="is no file"):
+        work.read("pipe")
+
+
+def test_a_folder_of_many(work: WorkFolder, root: Path) -> None:
+    names = {f"{number:04}-{'x' * 200}" for number in range(1500)}
+    for name in names:
+        (root / name).touch()
+    assert {entry.name for entry in work.listdir()} == names
+
+
+def test_folders_are_made_renamed_and_removed(work: WorkFolder, root: Path) -> None:
+    work.mkdir("a")
+    work.mkdir("a/b")
+    with pytest.raises(WorkExistsError):
+        work.mkdir("a")
+    with pytest.raises(WorkNotFoundError):
+        work.mkdir("none/b")
+    work.write("a/b/x.txt", b"x")
+    work.rename("a", "c")
+    assert (root / "c/b/x.txt").read_bytes() == b"x"
+    with pytest.raises(WorkError, match="not empty"):
+        work.remove("c")
+    (root / "c/out").symlink_to(root.parent)
+    work.remove("c", recursive=True)
+    assert list(root.iterdir()) == []
+    assert root.parent.exists()
+    with pytest.raises(WorkNotFoundError):
+        work.remove("c")
+
+
+def test_a_rename_replaces_nothing(work: WorkFolder, root: Path) -> None:
+    work.write("a", b"a")
+    work.write("b", b"b")
+    with pytest.raises(WorkExistsError):
+        work.rename("a", "b")
+    with pytest.raises(WorkNotFoundError):
+        work.rename("none", "c")
+    with pytest.raises(WorkNotFoundError):
+        work.rename("a", "none/c")
+    work.rename("a", "c")
+    assert {path.name: path.read_bytes() for path in root.iterdir()} == {"b": b"b", "c": b"a"}
+
+
+def test_a_copy_is_another_file(work: WorkFolder, root: Path) -> None:
+    data = random_bytes(9_000_000)
+    (root / "a").write_bytes(data)
+    work.copy("a", "b")
+    work.write("a", b"changed")
+    assert (root / "b").read_bytes() == data
+    with pytest.raises(WorkNotFoundError):
+        work.copy("none", "c")
+    assert not parts(root)
+
+
+def test_the_old_files_rights_are_kept(work: WorkFolder, root: Path) -> None:
+    (root / "run.sh").write_text("old")
+    (root / "run.sh").chmod(0o750)
+    work.write("run.sh", b"new")
+    assert stat.S_IMODE((root / "run.sh").stat().st_mode) == 0o750
+
+
+def test_a_link_is_followed_not_replaced(work: WorkFolder, root: Path) -> None:
+    (root / "real.txt").write_text("old")
+    (root / "link.txt").symlink_to("real.txt")
+    (root / "new.txt").symlink_to("later.txt")
+    work.write("link.txt", b"new")
+    work.write("new.txt", b"new")
+    assert (root / "link.txt").is_symlink()
+    assert (root / "real.txt").read_text() == "new"
+    assert (root / "later.txt").read_text() == "new"
+    work.remove("link.txt")
+    assert (root / "real.txt").exists()
+
+
+@pytest.mark.parametrize("path", ["../x", "a/../../x", "/etc/passwd", "a\0b", "x" * 5000, "\ud800"])
+def test_a_path_that_leads_out_is_refused(work: WorkFolder, root: Path, path: str) -> None:
+    (root / "a").mkdir()
+    before = sorted(root.parent.rglob("*"))
+    for call in (
+        lambda: work.write(path, b"x"),
+        lambda: work.read(path),
+        lambda: work.mkdir(path),
+        lambda: work.remove(path, recursive=True),
+        lambda: work.rename("a", path),
+        lambda: work.listdir(path),
+        lambda: work.stat(path),
+    ):
+        with pytest.raises(WorkError, match="not"):
+            call()
+    with pytest.raises(WorkError):
+        work.remove("", recursive=True)
+    assert sorted(root.parent.rglob("*")) == before
+
+
+def test_what_is_no_file_is_not_written(work: WorkFolder, root: Path) -> None:
+    (root / "folder").mkdir()
+    os.mkfifo(root / "pipe")
+    for name in ("folder", "pipe", ""):
+        with pytest.raises(WorkError, match="is no file"):
+            work.write(name, b"x")
+    with pytest.raises(WorkNotFoundError):
+        work.write("none/x", b"x")
+    assert not parts(root)
+
+
+def test_a_name_that_is_too_long_is_an_error(work: WorkFolder) -> None:
+    with pytest.raises(WorkError):
+        work.write("x" * 300, b"x")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from(["a", "b", "..", ".", "", "日本"]), min_size=1, max_size=6))
+def test_no_path_reaches_beyond_the_folder(pieces: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as base, contextlib.ExitStack() as stack:
+        root = Path(base, "work")
+        root.mkdir()
+        Path(base, "a").write_text("outside")
+        server = Server(writes=True)
+        stack.callback(server.close)
+        work = stack.enter_context(ChannelFolder(server, root=str(root), patience_s=PATIENCE_S))
+        for face in (work, MountedFolder(root)):
+            with contextlib.suppress(WorkError):
+                face.write("/".join(pieces), b"inside")
+        assert {path.name for path in Path(base).iterdir()} == {"work", "a"}
+        assert Path(base, "a").read_text() == "outside"
+
+
+# Only through channels.
+
+
+def write_over(cutter: Cutter, root: Path) -> None:
+    with ChannelFolder(cutter, root=str(root), patience_s=PATIENCE_S) as folder:
+        folder.write("a.bin", NEW)
+
+
+@pytest.fixture(scope="module")
+def traffic(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, int]:
+    """How many bytes one write takes each way."""
+    root = tmp_path_factory.mktemp("traffic")
+    (root / "a.bin").write_bytes(OLD)
+    cutter = Cutter(True, None)
+    write_over(cutter, root)
+    cutter.close()
+    return cutter.passed
+
+
+# Most of what one write says is data; what is said around it is where the steps are.
+_places = st.one_of(
+    st.floats(0, 1),
+    st.integers(0, 3000),
+    st.integers(-3000, 0),
+)
+
+
+def cut_point(place: float, whole: int) -> int:
+    if isinstance(place, float):
+        return int(place * whole)
+    return max(0, min(whole, place if place >= 0 else whole + place))
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.booleans(), _places)
+def test_a_write_survives_a_cut_anywhere(
+    traffic: dict[bool, int], towards_store: bool, place: float
+) -> None:
+    with tempfile.TemporaryDirectory() as base:
+        root = Path(base)
+        (root / "a.bin").write_bytes(OLD)
+        cutter = Cutter(towards_store, cut_point(place, traffic[towards_store]))
+        try:
+            write_over(cutter, root)
+        finally:
+            cutter.close()
+        assert (root / "a.bin").read_bytes() == NEW
+        assert not parts(root)
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.booleans(), _places)
+def test_a_write_that_is_given_up_leaves_the_old_or_the_new_file(
+    traffic: dict[bool, int], towards_store: bool, place: float
+) -> None:
+    with tempfile.TemporaryDirectory() as base:
+        root = Path(base)
+        (root / "a.bin").write_bytes(OLD)
+        after = cut_point(place, traffic[towards_store])
+        cutter = Cutter(towards_store, after, comes_back=False)
+        acknowledged = False
+        try:
+            with ChannelFolder(cutter, root=str(root), patience_s=0.1) as folder:
+                with contextlib.suppress(WorkLostError):
+                    folder.write("a.bin", NEW)
+                    acknowledged = True
+                left = (root / "a.bin").read_bytes()
+                assert left == NEW if acknowledged else left in (OLD, NEW)
+                cutter.gone, cutter.comes_back, cutter.after = False, True, None
+                # The next thing that is done removes what the broken write left.
+                assert folder.read("a.bin") == left
+                assert not parts(root)
+        finally:
+            cutter.close()
+
+
+def test_the_cuts_do_reach_every_step(traffic: dict[bool, int], root: Path) -> None:
+    """The control: with the patience taken away, cuts end a write before and after its rename."""
+    ends = set()
+    for after in [*range(0, 600, 12), *range(max(0, traffic[False] - 200), traffic[False], 4)]:
+        (root / "a.bin").write_bytes(OLD)
+        cutter = Cutter(False, after, comes_back=False)
+        with ChannelFolder(cutter, root=str(root), patience_s=0) as folder:
+            try:
+                folder.write("a.bin", NEW)
+                acknowledged = True
+            except WorkLostError:
+                acknowledged = False
+        cutter.close()
+        left = (root / "a.bin").read_bytes()
+        ends.add((acknowledged, left == NEW, bool(parts(root))))
+        for name in parts(root):
+            (root / name).unlink()
+    # Not written, with and without something beside it; written, and not known.
+    assert {(False, False, False), (False, False, True), (False, True, False)} <= ends
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.booleans(),
+    st.integers(0, 800),
+    st.sampled_from(["mkdir", "rename", "remove", "tree", "copy", "list", "read"]),
+)
+def test_every_other_call_survives_a_cut_anywhere(
+    towards_store: bool, after: int, call: str
+) -> None:
+    with tempfile.TemporaryDirectory() as base:
+        root = Path(base)
+        (root / "a").write_bytes(OLD)
+        (root / "tree/below").mkdir(parents=True)
+        (root / "tree/below/x").write_bytes(b"x")
+        cutter = Cutter(towards_store, after)
+        folder = ChannelFolder(cutter, root=base, patience_s=PATIENCE_S)
+        try:
+            if call == "mkdir":
+                folder.mkdir("new")
+                assert (root / "new").is_dir()
+            elif call == "rename":
+                folder.rename("a", "b")
+                assert (root / "b").read_bytes() == OLD
+                assert not (root / "a").exists()
+            elif call == "remove":
+                folder.remove("a")
+                assert not (root / "a").exists()
+            elif call == "tree":
+                folder.remove("tree", recursive=True)
+                assert not (root / "tree").exists()
+            elif call == "copy":
+                folder.copy("a", "b")
+                assert (root / "b").read_bytes() == OLD
+            elif call == "list":
+                assert [entry.name for entry in folder.listdir()] == ["a", "tree"]
+            else:
+                assert folder.read("a") == OLD
+            assert not parts(root)
+        finally:
+            folder.close()
+            cutter.close()
+
+
+def test_killed_servers_are_replaced(channel: ChannelFolder, server: Server, root: Path) -> None:
+    for number in range(5):
+        channel.write("a", b"%d" % number)
+        server.kill()
+    assert channel.read("a") == b"4"
+    assert server.opened > 1
+
+
+def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path: Path, server: Server) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    root = tmp_path / "small"
+    root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(root)], check=True)
+    try:
+        for face in (
+            ChannelFolder(server, root=str(root), patience_s=PATIENCE_S),
+            MountedFolder(root),
+        ):
+            with face:
+                face.write("a", OLD)
+                with pytest.raises(WorkFullError, match="disk is full"):
+                    face.write("a", random_bytes(2 << 20))
+                assert (root / "a").read_bytes() == OLD
+                assert not parts(root)
+                face.write("b", random_bytes(500_000))
+                face.remove("b")
+    finally:
+        server.close()
+        subprocess.run(["umount", str(root)], check=True)
+
+
+def test_a_read_only_file_stays_as_it_is(public_folder: Path, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("root makes the file that another may not write")
+    public_folder.chmod(0o777)
+    (public_folder / "approved").write_bytes(OLD)
+    (public_folder / "approved").chmod(0o444)
+    (public_folder / "secret").write_bytes(OLD)
+    (public_folder / "secret").chmod(0)
+
+    def as_nobody() -> socket.socket:
+        near, far = socket.socketpair()
+        with far:
+            processes.append(
+                subprocess.Popen([SFTP_SERVER], stdin=far, stdout=far, user=65534, group=65534)
+            )
+        return near
+
+    processes: list[subprocess.Popen[bytes]] = []
+    with ChannelFolder(as_nobody, root=str(public_folder), patience_s=PATIENCE_S) as folder:
+        with pytest.raises(WorkDeniedError):
+            folder.write("approved", b"new")
+        with pytest.raises(WorkDeniedError):
+            folder.read("secret")
+        folder.write("other", b"new")
+        assert not folder.stat("approved").writable
+        assert folder.stat("other").writable
+    for process in processes:
+        process.wait(timeout=10)
+    assert (public_folder / "approved").read_bytes() == OLD
+    assert not parts(public_folder)
+
+
+def test_a_file_that_changed_at_the_store_is_not_acknowledged(
+    channel: ChannelFolder, root: Path
+) -> None:
+    (root / "a").write_bytes(OLD)
+    with channel.begin("a") as incoming:
+        incoming.write(NEW)
+        (part,) = [root / name for name in parts(root)]
+        with part.open("r+b") as file:
+            file.seek(600_000)
+            file.write(b"!")
+        with pytest.raises(WorkError, match="not what was written"):
+            incoming.commit()
+    assert (root / "a").read_bytes() == OLD
+    assert not parts(root)
+
+
+def test_pieces_appear_together(channel: ChannelFolder, root: Path) -> None:
+    with channel.begin("a") as incoming:
+        for piece in (b"one", b"two", b"three"):
+            incoming.write(piece)
+            assert not (root / "a").exists()
+        incoming.commit()
+    assert (root / "a").read_bytes() == b"onetwothree"
+    with channel.begin("a") as incoming:
+        incoming.write(b"never")
+    assert (root / "a").read_bytes() == b"onetwothree"
+    assert not parts(root)
+
+
+def test_only_old_leftovers_are_swept(channel: ChannelFolder, root: Path) -> None:
+    fresh, stale, other = root / part_name(), root / part_name(), root / "mine.part"
+    for path in (fresh, stale, other):
+        path.write_text("x")
+    for path in (stale, other):
+        os.utime(path, (1, 1))
+    channel.sweep()
+    assert fresh.exists()
+    assert other.exists()
+    assert not stale.exists()
+
+
+def test_many_threads_share_one_folder(channel: ChannelFolder, root: Path, server: Server) -> None:
+    failures: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for turn in range(6):
+                data = random_bytes(50_000, seed=100 * number + turn)
+                channel.write(f"{number}", data)
+                channel.write("shared", data)
+                assert channel.read(f"{number}") == data
+                assert len(channel.read("shared")) == 50_000
+                if turn == 3 and number == 0:
+                    server.kill()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not failures
+    assert not parts(root)
+
+
+def test_the_current_folder_is_the_sessions(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    mounted = WorkFolder.current(write_session(tmp_path, work=str(tmp_path / "work")))
+    mounted.write("a", b"by mount")
+    assert (tmp_path / "work/a").read_bytes() == b"by mount"
+    with pytest.raises(SessionError, match="only available inside"):
+        WorkFolder.current(tmp_path / "none.json")
+    with pytest.raises(SessionError, match="neither"):
+        WorkFolder.current(write_session(tmp_path, work=None))
+
+
+def test_the_current_folder_without_a_mount(tmp_path: Path) -> None:
+    path = tmp_path / "work.sock"
+    broker = Broker(path, writes=True)
+    session = write_session(tmp_path, view=None, work=None, work_socket=str(path))
+    with WorkFolder.current(session) as folder:
+        # The lab's server has no chroot: there is no /work, or not this one.
+        with pytest.raises(WorkNotFoundError):
+            folder.read("no such file, wherever this runs")
+        broker.close()
+        with pytest.raises(LinkClosedError, match="the session has ended"):
+            folder.listdir()
+
+
+def test_after_closing_it_says_so(channel: ChannelFolder) -> None:
+    channel.mkdir("a")
+    channel.close()
+    with pytest.raises(LinkClosedError, match="was closed"):
+        channel.mkdir("b")
+
+
+def test_after_a_fork_it_says_so(channel: ChannelFolder) -> None:
+    channel.mkdir("a")
+    child = os.fork()
+    if child == 0:
+        try:
+            channel.mkdir("b")
+        except WorkError as error:
+            os._exit(7 if "forked" in str(error) else 1)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    channel.mkdir("c")
+
+
+def test_a_server_that_cannot_replace_files_is_refused(root: Path) -> None:
+    def poor() -> socket.socket:
+        near, far = socket.socketpair()
+        with far:
+            processes.append(
+                subprocess.Popen([SFTP_SERVER, "-P", "posix-rename"], stdin=far, stdout=far)
+            )
+        return near
+
+    processes: list[subprocess.Popen[bytes]] = []
+    with (
+        ChannelFolder(poor, root=str(root), patience_s=PATIENCE_S) as folder,
+        pytest.raises(LinkClosedError, match="posix-rename"),
+    ):
+        folder.write("a", b"x")
+    for process in processes:
+        process.wait(timeout=10)
+
+
+def test_a_part_is_what_it_says(work: Any) -> None:
+    assert is_part(part_name())
+    assert part_name() != part_name()
+    assert not is_part("mine.part")
+    assert not is_part(".~xyz.part")
