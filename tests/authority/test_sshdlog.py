@@ -7,6 +7,7 @@ import resource
 import signal
 import sqlite3
 import stat
+import subprocess
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -180,6 +181,29 @@ def test_what_else_a_session_asks_of_sshd_is_recorded(
         reason,
         "shell",
     }
+
+
+@needs_root
+def test_wanting_the_agent_or_the_screen_forwarded_is_recorded(
+    store: RealStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, node, _ = store.session()
+    monkeypatch.setenv("DISPLAY", "127.0.0.1:9")
+    place = tmp_path / "agent"
+    with subprocess.Popen(["ssh-agent", "-D", "-a", place], stdout=subprocess.DEVNULL) as agent:
+        try:
+            until(place.exists, what="the agent")
+            options = ("-Y", "-A", "-o", f"IdentityAgent={place}")
+            assert node.ssh(store.view(), *options, command=("id",)).returncode != 0
+        finally:
+            agent.terminate()
+    until(
+        lambda: (
+            {"agent", "x11", "command"}
+            == {record.detail["reason"] for record in store.records(session, "sshd.refused")}
+        ),
+        what="the records",
+    )
 
 
 @needs_root
@@ -508,6 +532,22 @@ def test_a_log_that_somebody_shortened_is_said_and_read_on(
     if not reading:
         follower.restart()
     follower.knock("c")
+    assert follower.accounts() == ["a", "b", "c"]
+    assert len(follower.found("sshd.log-lost")) == 1
+
+
+@pytest.mark.parametrize("reading", [True, False])
+def test_a_log_that_grew_again_since_is_not_taken_for_the_one_before(
+    follower: Follower, reading: bool
+) -> None:
+    follower.knock("a")
+    assert follower.accounts() == ["a"]
+    follower.layout.sshd_log.write_text("")
+    follower.now += 1
+    for name in ("b", "c"):
+        follower.knock(name)
+    if not reading:
+        follower.restart()
     assert follower.accounts() == ["a", "b", "c"]
     assert len(follower.found("sshd.log-lost")) == 1
 

@@ -179,6 +179,7 @@ class LogReader:
         self._path = path
         self._file: BinaryIO | None = None
         self._offset = 0
+        self._head = ""
         self.lost = False
         """Whether lines went before they were read: somebody shortened or took away a file."""
 
@@ -213,13 +214,13 @@ class LogReader:
             status = os.fstat(file.fileno())
             # Asked before reading: what was written before the change is read before it too.
             current = _number(self._path)
-            if status.st_size < self._offset:
+            if status.st_size < self._offset or _head(file, len(self._head)) != self._head:
                 self.lost = True
                 self._begin(file)
             file.seek(self._offset)
             data = file.read(_CHUNK)
             *lines, rest = data.split(b"\n")
-            head = _head(file, self._offset + len(data) - len(rest))
+            self._head = head = _head(file, self._offset + len(data) - len(rest))
             for line in lines:
                 # Whoever stops here goes on behind this line.
                 self._offset += len(line) + 1
@@ -253,6 +254,7 @@ class LogReader:
     def _begin(self, file: BinaryIO) -> BinaryIO:
         self._file = file
         self._offset = 0
+        self._head = ""
         return file
 
 
