@@ -16,7 +16,7 @@ import ssl
 import time
 from collections import OrderedDict, deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import batchspawner.api
 from jupyterhub.apihandlers import APIHandler, default_handlers
@@ -70,6 +70,8 @@ class Enrolment(_Body):
     ticket: Ticket
     public_key: str = Field(pattern="^ssh-ed25519 [A-Za-z0-9+/]{68}$")
     port: int = Field(ge=1024, le=65535)
+    walls: Literal["namespaces", "account"]
+    hub_port: int | None = Field(ge=1024, le=65535)
     host: str = Field(pattern="^[A-Za-z0-9]([A-Za-z0-9.:-]{0,252})$")
     job: str = Field(pattern="^[A-Za-z0-9._-]{1,64}$")
     software: str = Field(pattern="^[A-Za-z0-9.+-]{1,64}$")
@@ -309,6 +311,14 @@ class EnrolHandler(NodeHandler):
             )
             spawner.fail(words)
             raise RefusedError("version", words)
+        site = portal.config.sites[session.site]
+        if body.walls != site.node.walls or (body.walls == "account") != bool(body.hub_port):
+            words = (
+                f"the node keeps its sessions by {body.walls}, and this hub's configuration says "
+                f"{site.node.walls} (sites.{session.site}.node.walls); make them agree"
+            )
+            spawner.fail(words)
+            raise RefusedError("walls", words)
         # A ticket that was used already goes straight to the store: it raises the alarm.
         host = "" if session.enrolled else await _running_host(portal, spawner, body, address)
         try:
@@ -320,6 +330,7 @@ class EnrolHandler(NodeHandler):
                     "host": body.host,
                     "address": address,
                     "job": body.job,
+                    "walls": body.walls,
                     "software": body.software,
                 }
             )
@@ -329,17 +340,19 @@ class EnrolHandler(NodeHandler):
                 spawner.lose_right("its ticket was used a second time")
             raise
         session = _session(spawner)
-        environment = spawner.enrol(host, body.port, grant)
+        inside = body.hub_port or server.hub_port(portal.settings.hub_port, body.port)
+        places = server.places(site.node, session.session)
+        environment = spawner.enrol(host, body.port, inside, places, grant)
         until = _moment(_session(spawner).ends_at)
         key, certificate = await asyncio.to_thread(
             portal.issuer.issue, session.session, [host], until
         )
-        site = portal.config.sites[session.site]
         bundle = spawner.internal_trust_bundles["notebooks-ca"]
         return {
             "grant": grant,
             "server": server.describe(
                 node=site.node,
+                places=places,
                 person=spawner.user.name,
                 environment=environment,
                 key=key,
@@ -348,7 +361,7 @@ class EnrolHandler(NodeHandler):
             ),
             "hub": {
                 "address": portal.hub_address(session.site),
-                "port": server.hub_port(portal.settings.hub_port, body.port),
+                "port": inside,
             },
             "offline_max_s": round(site.offline_max_hours * 3600),
         }

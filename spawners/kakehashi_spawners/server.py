@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from kakehashi.session.plan import RUN, WORK, private_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -11,30 +14,58 @@ if TYPE_CHECKING:
     from kakehashi.config import Node
     from kakehashi.secret import Secret
 
-FOLDER = "/run/kakehashi/server"
 CONFIG = "jupyter_server_config.json"
 KEY, CERTIFICATE, AUTHORITIES = "server.key", "server.crt", "authorities.crt"
-WORK = "/work"
-# In the payload's own network, where the server and this relay are all that listens.
-CERT_PATHS = {
-    "keyfile": f"{FOLDER}/{KEY}",
-    "certfile": f"{FOLDER}/{CERTIFICATE}",
-    "cafile": f"{FOLDER}/{AUTHORITIES}",
-}
 
 
-def settings(person: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Places:
+    """Where the server finds what the session's wrapper lays out for it.
+
+    Attributes
+    ----------
+    folder : str
+        Of its TLS files and its configuration.
+    root : str
+        That it starts in.
+    mounted : bool
+        Whether ``root`` is the work folder, as a mount; otherwise that is reached by channels.
+    """
+
+    folder: str
+    root: str
+    mounted: bool
+
+    @property
+    def cert_paths(self) -> dict[str, str]:
+        """The TLS files by the names that JupyterHub's spawners have for them."""
+        names = {"keyfile": KEY, "certfile": CERTIFICATE, "cafile": AUTHORITIES}
+        return {kind: f"{self.folder}/{name}" for kind, name in names.items()}
+
+
+def places(node: Node, session: str) -> Places:
+    """Return the places of a session on a site's nodes."""
+    if node.walls == "account":
+        own = private_folder(session)
+        return Places(f"{own}/run/server", f"{own}/home", mounted=False)
+    return Places(f"{RUN}/server", WORK, mounted=True)
+
+
+def settings(person: str, where: Places) -> dict[str, Any]:
     """Return the configuration of the person's Jupyter server."""
+    contents = "contents.WholeFileContentsManager"
+    if not where.mounted:
+        contents = "channel.ChannelContentsManager"
     return {
         "ServerApp": {
-            "root_dir": WORK,
-            "contents_manager_class": "kakehashi_widgets.contents.WholeFileContentsManager",
+            "root_dir": where.root,
+            "contents_manager_class": f"kakehashi_widgets.{contents}",
             # The language servers' extension looks for programs that a session does not have.
             "jpserver_extensions": {"kakehashi_widgets": True, "jupyter_lsp": False},
             "open_browser": False,
         },
         # As the server's own interface names folders: relative to its root.
-        "FileContentsManager": {"preferred_dir": person},
+        "ContentsManager": {"preferred_dir": person},
         # A kernel's sockets are files in the payload's private folders, and no TCP ports.
         "KernelManager": {"transport": "ipc"},
         # The platform has no internet: nothing to look for, and nothing to install from.
@@ -53,6 +84,7 @@ def hub_port(configured: int, server_port: int) -> int:
 def describe(
     *,
     node: Node,
+    places: Places,
     person: str,
     environment: Mapping[str, str],
     key: Secret,
@@ -65,6 +97,7 @@ def describe(
     ----------
     node : Node
         The site's nodes.
+    places : Places
     person : str
         Their name; ``/work/PERSON`` is where the lab opens.
     environment : mapping
@@ -85,11 +118,11 @@ def describe(
             "-I",
             "-m",
             "jupyterhub.singleuser",
-            f"--config={FOLDER}/{CONFIG}",
+            f"--config={places.folder}/{CONFIG}",
         ],
         "environment": dict(environment),
         "files": {
-            CONFIG: json.dumps(settings(person)),
+            CONFIG: json.dumps(settings(person, places)),
             KEY: key.reveal(),
             CERTIFICATE: certificate,
             AUTHORITIES: authorities,

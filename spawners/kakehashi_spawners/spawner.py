@@ -340,7 +340,14 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
         """Ask the scheduler for the job's state."""
         return await self._query()
 
-    def enrol(self, host: str, port: int, grant: dict[str, Any]) -> dict[str, str]:
+    def enrol(
+        self,
+        host: str,
+        port: int,
+        hub_port: int,
+        places: server.Places,
+        grant: dict[str, Any],
+    ) -> dict[str, str]:
         """Note where the session's server will listen and return that server's environment.
 
         Parameters
@@ -349,10 +356,13 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
             Name or address that the proxy reaches the node by.
         port : int
             Port of the node for the server, the same inside the payload.
+        hub_port : int
+            Port of the payload's loopback that leads to the hub.
+        places : server.Places
+            Where the server finds its files.
         grant : dict
             The first grant; the session's time counts from it.
         """
-        portal = current()
         if self.session is None or self._enrolled is None or self.session.enrolled:
             raise RefusedError("replayed", "this session has enrolled already")
         self.session = replace(
@@ -363,9 +373,8 @@ class KakehashiSpawner(BatchSpawnerBase):  # type: ignore[misc]  # batchspawner 
             lease_expires_at=_by_own_clock(grant, "expires_at"),
         )
         self.ip, self.port = "127.0.0.1", port
-        self.cert_paths = dict(server.CERT_PATHS)
-        inside = server.hub_port(portal.settings.hub_port, port)
-        self.hub_connect_url = f"https://127.0.0.1:{inside}"
+        self.cert_paths = places.cert_paths
+        self.hub_connect_url = f"https://127.0.0.1:{hub_port}"
         environment: dict[str, str] = self.get_env()
         if not self._enrolled.done():
             self._enrolled.set_result(None)

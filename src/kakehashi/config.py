@@ -150,6 +150,10 @@ class StoreSite(_Model):
         pattern=r"^ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43}$",
         description="Public key of the site's root, whose epilog scans nodes; none without one.",
     )
+    accept_account_walls: bool = Field(
+        default=False,
+        description="Let sessions in whose node has no namespaces for them (the weaker promise).",
+    )
 
 
 class StoreHost(_Model):

@@ -100,6 +100,7 @@ class Desk:
             "host": "node1",
             "address": "192.0.2.1",
             "job": "7",
+            "walls": "namespaces",
             "software": __version__,
         }
         request = GrantRequest.model_validate_json(json.dumps({**body, **changes}))

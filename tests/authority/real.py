@@ -118,6 +118,7 @@ class Hub:
             "host": "node1",
             "address": "127.0.0.1",
             "job": "7",
+            "walls": "namespaces",
             "software": __version__,
         }
         return self.call("POST", "/v1/grants", {**body, **changes})

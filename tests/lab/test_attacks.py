@@ -17,6 +17,9 @@ from tests.lab.lab import Lab
 
 pytestmark = pytest.mark.lab
 
+# What a node says of its walls when it enrols.
+WALLS = {"walls": "namespaces", "hub_port": None}
+
 People = Callable[[str], Client]
 PLAIN = {"site": "slurm", "queue": "gpu", "gpus": 0, "hours": 1.0, "project": "lung-ct"}
 TANAKA = "ka0001"
@@ -93,7 +96,7 @@ def test_a_servers_token_does_not_get_another_key_signed(lab: Lab, person: Peopl
         lab,
         "/hub/api/kakehashi/enrol",
         {"session": session, "ticket": token, "public_key": ssh_key(), "port": 5555,
-         "host": "node1", "job": "1", "software": "0.1.0", "checks": []},
+         "host": "node1", "job": "1", "software": "0.1.0", "checks": [], **WALLS},
         token,
     )  # fmt: skip
     assert status in {401, 403, 409, 410, 422}, text
@@ -128,7 +131,7 @@ def test_a_ticket_that_is_used_again_ends_the_session_with_an_alarm(
         lab,
         "/hub/api/kakehashi/enrol",
         {"session": session, "ticket": document["ticket"], "public_key": ssh_key(), "port": 5555,
-         "host": "node1", "job": job, "software": document["software"], "checks": []},
+         "host": "node1", "job": job, "software": document["software"], "checks": [], **WALLS},
     )  # fmt: skip
     assert status == 409, text
     assert json.loads(text)["error"] == "replayed"

@@ -18,7 +18,7 @@ from tests.lab.client import Client
 from tests.lab.hosts import wait_for
 from tests.lab.intruder import Keyring, ask_store, create, redeem
 from tests.lab.lab import Lab
-from tests.lab.test_attacks import post_from_node, server_token
+from tests.lab.test_attacks import WALLS, post_from_node, server_token
 
 pytestmark = pytest.mark.lab
 
@@ -159,7 +159,8 @@ def test_one_persons_token_reaches_no_other_persons_server_or_grant(
     before = len(look.audit(lab))
     public = Keyring.new().public
     body = {"session": session, "ticket": token, "public_key": public, "port": 5555,
-            "host": "node1", "job": "1", "software": __version__, "checks": []}  # fmt: skip
+            "host": "node1", "job": "1", "software": __version__, "checks": [],
+            **WALLS}  # fmt: skip
     for ticket in (token, secrets.token_urlsafe(32)):
         forged = {**body, "ticket": ticket}
         status, text = post_from_node(lab, "/hub/api/kakehashi/enrol", forged, token)
@@ -200,7 +201,8 @@ def test_a_ticket_is_worth_nothing_before_its_job_runs_or_beside_it(
         document = json.loads(next(line for line in script.splitlines() if line[:1] == "{"))
         body = {"session": document["session"], "ticket": document["ticket"],
                 "public_key": Keyring.new().public, "port": 5555, "host": "node1", "job": job,
-                "software": __version__, "checks": []}  # fmt: skip
+                "software": __version__, "checks": [],
+            **WALLS}  # fmt: skip
         before = len(look.audit(lab))
         status, text = post_from_node(lab, "/hub/api/kakehashi/enrol", body)
         assert (status, json.loads(text)["error"]) == (403, "job-not-running")

@@ -159,7 +159,7 @@ class Portal:
 
     def answer(self, call: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         if call == "enrol":
-            names = ("session", "ticket", "public_key", "host", "job", "software")
+            names = ("session", "ticket", "public_key", "host", "job", "walls", "software")
             request = {name: body[name] for name in names} | {"address": "127.0.0.1"}
             answer = self.authority.call("POST", "/v1/grants", request)
             if answer.status != 200:

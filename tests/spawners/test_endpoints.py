@@ -47,6 +47,8 @@ class Node:
             "port": 40123,
             "host": "node1",
             "job": self.facts["environment"]["KAKEHASHI_JOB"],
+            "walls": "namespaces",
+            "hub_port": None,
             "software": __version__,
             "checks": [{"check": "namespaces", "result": "ok"}],
             **changes,

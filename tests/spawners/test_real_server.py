@@ -51,6 +51,8 @@ def test_jupyterlab_answers_through_the_proxy_and_has_its_settings(
             "port": port,
             "host": "here",
             "job": facts["environment"]["KAKEHASHI_JOB"],
+            "walls": "namespaces",
+            "hub_port": None,
             "software": __version__,
             "checks": [],
         },

@@ -98,7 +98,7 @@ def test_the_server_is_described_for_the_inside_of_the_payload(hub: Hub) -> None
     settings = json.loads(server["files"]["jupyter_server_config.json"])
     assert settings["KernelManager"] == {"transport": "ipc"}
     assert settings["ServerApp"]["root_dir"] == "/work"
-    assert settings["FileContentsManager"]["preferred_dir"] == "alice"
+    assert settings["ContentsManager"]["preferred_dir"] == "alice"
     assert not list((hub.folder / "state" / "internal-ssl").glob("user-*")), "no key stays here"
     alice.stop()
 

@@ -59,6 +59,8 @@ def serve(document: dict) -> None:
             "port": listener.getsockname()[1],
             "host": "anywhere",
             "job": os.environ["KAKEHASHI_JOB"],
+            "walls": "namespaces",
+            "hub_port": None,
             "software": document["software"],
             "checks": [],
         },

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from kakehashi.store.authority.book import Block, BlockKind
 
 MAX_REPORTS = 8
+ACCOUNT_LEASE_MINUTES = 5.0
+"""Longest lease of a session whose node has no namespaces for it."""
+
 """Reports of one session that each witness may give: the wrapper one, a site's root one or two."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -199,6 +202,7 @@ class Authority:
                 raise self._spent(session, request)
             self._check_software(request.software)
             self._check_blocks(session.person, session.site)
+            self._check_walls(session.site, request.walls)
             project = self._permitted(session.project, session.groups, session.site)
             sources = self._sources(session.site, request.address)
             key = PublicKey.parse(request.public_key)
@@ -207,7 +211,7 @@ class Authority:
                 min(now + session.hours * 3600, session.ends_at, self._project_end(project))
             )
             with self._book.transaction():
-                expires_at = self._lease_end(now, ends_at)
+                expires_at = self._lease_end(now, ends_at, request.walls)
                 redeemed = self._book.redeem(
                     session.id,
                     now=now,
@@ -216,6 +220,7 @@ class Authority:
                     host=request.host,
                     address=request.address,
                     job=request.job,
+                    walls=request.walls,
                     ends_at=ends_at,
                     lease_expires_at=expires_at,
                 )
@@ -236,6 +241,7 @@ class Authority:
                         detail={
                             **about,
                             "address": request.address,
+                            "walls": request.walls,
                             "fingerprint": key.fingerprint,
                             "serial": grant["serial"],
                             "expires_at": grant["expires_at"],
@@ -272,7 +278,7 @@ class Authority:
             project = self._permitted(session.project, session.groups, session.site)
             manifest = self._manifests.read(self._layout.view(project.id)).sha256
             ends_at = int(session.ends_at)
-            expires_at = self._lease_end(now, ends_at)
+            expires_at = self._lease_end(now, ends_at, session.walls)
             with self._book.transaction():
                 if not self._book.renew(session.id, asked.counter, expires_at):
                     raise RefusedError(
@@ -610,9 +616,21 @@ class Authority:
     def _project_end(self, project: Project) -> float:
         return _midnight(project.expires + dt.timedelta(days=1))
 
-    def _lease_end(self, now: float, ends_at: int) -> int:
+    def _lease_end(self, now: float, ends_at: int, walls: str | None) -> int:
+        minutes = self._store.limits.lease_minutes
+        if walls == "account":
+            minutes = min(minutes, ACCOUNT_LEASE_MINUTES)
         # Whole seconds, as certificates count; never less than one, or a short lease were none.
-        return min(max(int(now + self._store.limits.lease_minutes * 60), int(now) + 1), ends_at)
+        return min(max(int(now + minutes * 60), int(now) + 1), ends_at)
+
+    def _check_walls(self, site: str, walls: str) -> None:
+        known = self._store.sites.get(site)
+        if walls == "account" and not (known and known.accept_account_walls):
+            raise RefusedError(
+                "walls",
+                f"sessions at {site!r} have no namespaces, and this store does not accept that: "
+                f"store.sites.{site}.accept_account_walls is not set",
+            )
 
     def _check_blocks(self, person: str, site: str) -> None:
         for block in self._book.blocks():

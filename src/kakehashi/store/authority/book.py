@@ -23,7 +23,7 @@ State = Literal["created", "granted", "ended"]
 Witness = Literal["wrapper", "site"]
 BlockKind = Literal["person", "site", "all"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _SCHEMA = """
 CREATE TABLE sessions (
     id TEXT PRIMARY KEY,
@@ -45,6 +45,7 @@ CREATE TABLE sessions (
     host TEXT,
     address TEXT,
     job TEXT,
+    walls TEXT,
     view_account TEXT NOT NULL,
     work_account TEXT NOT NULL,
     counter INTEGER NOT NULL DEFAULT 0,
@@ -115,7 +116,10 @@ CREATE TABLE blocks (
 ) STRICT;
 """
 # What leads from each earlier version to the next.
-_STEPS = {1: "CREATE INDEX sessions_by_job ON sessions (site, job);" + _BLOCKS}
+_STEPS = {
+    1: "CREATE INDEX sessions_by_job ON sessions (site, job);" + _BLOCKS,
+    2: "ALTER TABLE sessions ADD COLUMN walls TEXT;",
+}
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,7 @@ class Session:
     host: str | None
     address: str | None
     job: str | None
+    walls: str | None
     view_account: str
     work_account: str
     counter: int
@@ -400,13 +405,15 @@ class Book:
         host: str,
         address: str | None,
         job: str,
+        walls: str,
         ends_at: float,
         lease_expires_at: float,
     ) -> bool:
         """Spend the ticket; False if it was spent or the session is over."""
         cursor = self._db.execute(
             "UPDATE sessions SET state = 'granted', redeemed_at = ?, public_key = ?,"
-            " fingerprint = ?, host = ?, address = ?, job = ?, ends_at = ?, lease_expires_at = ?"
+            " fingerprint = ?, host = ?, address = ?, job = ?, walls = ?, ends_at = ?,"
+            " lease_expires_at = ?"
             " WHERE id = ? AND state = 'created' AND redeemed_at IS NULL AND ticket_expires_at > ?",
             (
                 now,
@@ -415,6 +422,7 @@ class Book:
                 host,
                 address,
                 job,
+                walls,
                 ends_at,
                 lease_expires_at,
                 session,

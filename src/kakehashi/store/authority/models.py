@@ -104,6 +104,7 @@ class GrantRequest(_Request):
     host: Line
     address: Annotated[str, AfterValidator(_address)] | None
     job: Line
+    walls: Literal["namespaces", "account"]
     software: Line
 
 

@@ -95,6 +95,7 @@ def evidence(book: Book, session: Session, *, has_epilog: bool) -> dict[str, Any
         "site": session.site,
         "host": session.host,
         "job": session.job,
+        "walls": session.walls,
         "created_at": utc(session.created_at),
         "granted_at": utc(session.redeemed_at) if session.redeemed_at else None,
         "ended_at": utc(session.ended_at) if session.ended_at else None,
