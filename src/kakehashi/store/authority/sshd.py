@@ -49,6 +49,7 @@ PidFile {layout.run / "sshd.pid"}
 HostKey {layout.sshd / "host_key"}
 HostCertificate {layout.host_certificate}
 LogLevel VERBOSE
+# What somebody asks for who was let in; the audit trail's sshd.refused is made of it.
 LogVerbose *:server_input_channel_open*,*:server_input_global_request*,*:session_input_channel_req*
 
 # Only a certificate of the authority opens an account, and only while its lease lives: the
