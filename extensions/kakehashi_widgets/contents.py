@@ -145,7 +145,14 @@ def sweep(folder: Path) -> None:
                     path.unlink()
 
 
-def _decode(content: object, form: object, path: str) -> bytes:
+def decode(content: object, form: object, path: str) -> bytes:
+    """Return a model's content as the bytes of its file.
+
+    Raises
+    ------
+    HTTPError
+        400: it is not text, or not in the format that it says.
+    """
     if not isinstance(content, str):
         raise HTTPError(400, f"{path}: the content must be text, got {type(content).__name__}")
     if form == "text":
@@ -229,7 +236,7 @@ class WholeFileContentsManager(AsyncLargeFileManager):
         await self._off_loop(os_path, save)
 
     async def _save_file(self, os_path: str, content: object, format: object) -> None:  # noqa: A002 - the base's name
-        data = _decode(content, format, os_path)
+        data = decode(content, format, os_path)
         await self._off_loop(os_path, partial(write_whole, Path(os_path), data))
 
     async def save(self, model: dict[str, Any], path: str = "") -> dict[str, Any]:
@@ -247,7 +254,7 @@ class WholeFileContentsManager(AsyncLargeFileManager):
         if model.get("type") != "file":
             raise HTTPError(400, f"{path}: only files come in chunks, not {model.get('type')!r}")
         os_path = self._get_os_path(path)
-        data = _decode(model.get("content"), model.get("format"), path)
+        data = decode(model.get("content"), model.get("format"), path)
         if chunk == 1:
             self.run_pre_save_hooks(model=model, path=path)
             stale = self._uploads.pop(path, None)
@@ -274,7 +281,7 @@ class WholeFileContentsManager(AsyncLargeFileManager):
             upload.discard()
             raise
         if chunk != -1:
-            return _unfinished(path)
+            return unfinished(path)
         self._uploads.pop(path, None)
         finished: dict[str, Any] = await self.get(path, content=False)
         self.run_post_save_hooks(model=finished, os_path=os_path)
@@ -282,7 +289,8 @@ class WholeFileContentsManager(AsyncLargeFileManager):
         return finished
 
 
-def _unfinished(path: str) -> dict[str, Any]:
+def unfinished(path: str) -> dict[str, Any]:
+    """Return the model of an upload of which more is to come."""
     now = dt.datetime.now(dt.UTC)
     return {
         "name": path.rsplit("/", 1)[-1],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import signal
 import socket
 import subprocess
 import threading
@@ -177,6 +178,11 @@ class Broker:
                             stdout=connection.fileno(),
                         )
                     )
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to every server that runs now; SIGKILL is what a cut connection does."""
+        for process in self._processes:
+            process.send_signal(number)
 
     def close(self) -> None:
         self.path.unlink(missing_ok=True)

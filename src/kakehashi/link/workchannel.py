@@ -13,7 +13,7 @@ import hashlib
 import posixpath
 import stat
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from kakehashi.link.channels import PATIENCE_S, Channels, connect
 from kakehashi.link.sftp import (
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kakehashi.link.sftpwrite import WritingSftp
+
+T = TypeVar("T")
 
 _ROOT = "/work"
 # What is done again after a cut.
@@ -73,9 +75,9 @@ class ChannelFolder(WorkFolder):
         self._channels = Channels(connect, patience_s)
 
     @classmethod
-    def on_socket(cls, path: Path) -> Self:
+    def on_socket(cls, path: Path, *, root: str = _ROOT) -> Self:
         """Return the work folder behind a unix socket, each connection to which is a channel."""
-        return cls(partial(connect, path))
+        return cls(partial(connect, path), root=root)
 
     def close(self) -> None:
         """Close the channels; whoever waits for the store gives up."""
@@ -105,13 +107,24 @@ class ChannelFolder(WorkFolder):
 
     def read(self, path: str) -> bytes:
         """Return a file's whole content."""
+        return self.fetch(path)[1]
+
+    def fetch(self, path: str) -> tuple[WorkStat, bytes]:
+        """Return what a file was when it was opened, and its whole content.
+
+        Raises
+        ------
+        WorkNotFoundError, WorkDeniedError
+            As for :meth:`read`.
+        """
         place = self._place(path)
 
-        def step(sftp: WritingSftp, _: int) -> bytes:
+        def step(sftp: WritingSftp, _: int) -> tuple[WorkStat, bytes]:
             _require_file(sftp.stat(place), path)
             with _opened(sftp, sftp.open_for_reading(place)) as handle:
-                size = sftp.fstat(handle).size or 0
-                return b"".join(sftp.read(handle, 0, size))
+                found = sftp.fstat(handle)
+                data = b"".join(sftp.read(handle, 0, found.size or 0))
+            return _described(posixpath.basename(place), found), data
 
         return self._channels.run(path, step)
 
@@ -311,8 +324,13 @@ class Incoming:
             self._size += len(piece)
             self._hash.update(piece)
 
-    def commit(self) -> None:
+    def commit(self) -> WorkStat:
         """Have everything stand on the store's disk, compare it, then take the file's place.
+
+        Returns
+        -------
+        WorkStat
+            What the file is now, whatever another may make of it at once.
 
         Raises
         ------
@@ -321,10 +339,11 @@ class Incoming:
         WorkError
             What the store holds is not what was written; the old file is untouched.
         """
-        self._take_in(self._settle)
+        settled = self._take_in(self._settle)
         self._channels.run(self._path, self._replace)
         self._over = True
         self._channels.run(self._path, self._flush_folder)
+        return _described(posixpath.basename(relative(self._path)), settled)
 
     def discard(self) -> None:
         """Remove what was written; the file stays as it was. After a commit, do nothing."""
@@ -332,7 +351,7 @@ class Incoming:
             self._over = True
             self._channels.drop(self._part)
 
-    def _settle(self, sftp: WritingSftp, _: int) -> None:
+    def _settle(self, sftp: WritingSftp, _: int) -> Stat:
         with _opened(sftp, sftp.open_for_writing(self._part)) as handle:
             sftp.fsync(handle)
             found = hashlib.sha256()
@@ -349,6 +368,7 @@ class Incoming:
                 # Some file systems keep rights as they are.
                 with contextlib.suppress(StatusError):
                     sftp.set_mode(handle, self._mode)
+            return sftp.fstat(handle)
 
     def _replace(self, sftp: WritingSftp, again: int) -> None:
         try:
@@ -365,10 +385,10 @@ class Incoming:
         with contextlib.suppress(StatusError):
             sftp.fsync_folder(posixpath.dirname(self._target))
 
-    def _take_in(self, step: Callable[[WritingSftp, int], None]) -> None:
+    def _take_in(self, step: Callable[[WritingSftp, int], T]) -> T:
         """Do a step that needs space: there a refusal without a reason is a lack of it."""
         try:
-            self._channels.run(self._path, step)
+            return self._channels.run(self._path, step)
         except WorkError as error:
             cause = error.__cause__
             if isinstance(cause, StatusError) and cause.code not in {
