@@ -78,12 +78,17 @@ addresses = ["{gateway}/32"]
 accounts = {accounts}
 hub_address = "{login}:8081"
 node_name_is_address = true
-[[sites.slurm-plain.queues]]
+[[sites.{site}.queues]]
 name = "plain"
 title = "Plain nodes"
 max_hours = 8
 cpus = 2
 memory_mb = 2000
+"""
+# The same nodes, by an operator who accepts weaker walls.
+ACCOUNT_NODE = """\
+[sites.slurm-account.node]
+walls = "account"
 """
 PLAIN_SITE_FILE = "/etc/kakehashi-site-plain.json"
 
@@ -190,7 +195,7 @@ def _start(lease_minutes: float) -> Lab:
     connect(hosts)
     for name in ("login", "head", *NODES):
         services.add_people(hosts[name])
-    keys = {site: RUN_DIR / f"{site}-witness.key" for site in ("slurm", "slurm-plain")}
+    keys = {site: RUN_DIR / f"{site}-witness.key" for site in ("slurm", "slurm-account")}
     slurm.start(
         slurm.Machine(hosts["head"], "head", SITE["head"]),
         [slurm.Machine(hosts[name], name, SITE[name], name in PLAIN_NODES) for name in NODES],
@@ -207,11 +212,16 @@ def _start(lease_minutes: float) -> Lab:
                 accounts=inline_table(accounts),
                 **PLATFORM,
             ),
-            "slurm-plain": PLAIN_SITE.format(
-                agent=json.dumps(services.agent_argv(PLAIN_SITE_FILE)),
-                accounts=inline_table(accounts),
-                **PLATFORM,
-            ),
+            **{
+                site: PLAIN_SITE.format(
+                    site=site,
+                    agent=json.dumps(services.agent_argv(PLAIN_SITE_FILE)),
+                    accounts=inline_table(accounts),
+                    **PLATFORM,
+                )
+                + extra
+                for site, extra in (("slurm-plain", ""), ("slurm-account", ACCOUNT_NODE))
+            },
         },
         tls=True,
         lease_minutes=lease_minutes,
@@ -220,13 +230,14 @@ def _start(lease_minutes: float) -> Lab:
     services.start_provider(portal)
     common = {"scheduler": "slurm", "accounts": sorted(accounts.values()),
               "software": services.SOFTWARE}  # fmt: skip
-    files = {"slurm": {**common, "queues": ["gpu"]}, "slurm-plain": {**common, "queues": ["plain"]}}
+    files = {"slurm": {**common, "queues": ["gpu"]},
+             "slurm-account": {**common, "queues": ["plain"]}}  # fmt: skip
     services.install_agent(
         hosts["login"],
-        {services.SITE_FILE: files["slurm"], PLAIN_SITE_FILE: files["slurm-plain"]},
+        {services.SITE_FILE: files["slurm"], PLAIN_SITE_FILE: files["slurm-account"]},
     )
     for name in NODES:
-        site = "slurm-plain" if name in PLAIN_NODES else "slurm"
+        site = "slurm-account" if name in PLAIN_NODES else "slurm"
         services.install_epilog(hosts[name], site, files[site], keys[site].read_text(), portal)
     services.start_store(portal)
     ca_file = services.write_ca(portal, RUN_DIR)

@@ -151,6 +151,7 @@ class Portal:
                     if name in self.witness_keys
                     else ""
                 )
+                + ("accept_account_walls = true\n" if 'walls = "account"' in text else "")
                 for name, text in self.sites.items()
             )
             + PROJECTS.format(expires=expires.isoformat(), sites=sites)

@@ -14,6 +14,10 @@ from tests.lab.lab import NODES, Lab
 
 PERSON, ACCOUNT = "canary", "ka0005"
 ROLES = {"login": "hub", "store": "store", "head": "head", **dict.fromkeys(NODES, "node")}
+OPTIONS: dict[str, dict[str, object]] = {
+    "slurm": {"queue": "gpu", "gpus": 1, "hours": 1.0},
+    "slurm-account": {"queue": "plain", "gpus": 0, "hours": 1.0},
+}
 # Inside: the store's packs, views and work folders. Its records and logs are searched.
 SKIP = {"store": ("/srv/kakehashi/packs", "/srv/kakehashi/views", "/srv/kakehashi/work")}
 
@@ -53,7 +57,7 @@ def deployment(lab: Lab, site: str = "slurm") -> Deployment:
         visitor=visitor,
         site=site,
         project="canary",
-        options={"queue": "gpu", "gpus": 1, "hours": 1.0},
+        options=OPTIONS[site],
         hosts=[LabHost(lab, name, role) for name, role in ROLES.items()],
         ways=Ways(lab).all(),
     )

@@ -89,6 +89,11 @@ class Series:
             )
         return view / self._entry.path
 
+    def read_packed(self) -> bytes:
+        """Return the packed file whole, every block checked; for where there is no mount."""
+        with self._store.reader.open(self._entry.path) as file:
+            return file.read(0, file.size)
+
     @property
     def pack(self) -> Pack:
         """The packed file itself, opened for reading ranges of it."""

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from kakehashi.errors import SessionError
 from kakehashi.session import syscalls
 from kakehashi.session.init import MESSAGE_LIMIT, Init
+from kakehashi.session.plan import JOB_FILE
 from kakehashi.session.processes import descendants
 from kakehashi.session.relay import Relay
 
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
 
 # In this order the descriptors come with the answer "built".
 DESCRIPTORS = ("auth", "run", "store_listener", "agent_listener", "work_listener")
-JOB_FILE = "job"
-"""File in the session's folder that tells the epilog whose it is."""
-
 PRIVATE = ("auth", "run", "run/server", "home", "tmp", "rt", "shm")
 SENTINEL_S = 5.0
 CHANNEL_PATIENCE_S = 20.0

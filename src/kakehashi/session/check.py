@@ -26,6 +26,7 @@ KERNEL = (5, 12)
 # RHEL 8's; seccomp filters and the orphans' adoption are all that is asked for.
 KERNEL_WITHOUT_NAMESPACES = (4, 18)
 SSHFS = (3, 7)
+_WEAKER = 'accept weaker walls by walls = "account" in the site\'s configuration'
 _LIBRARY_FOLDERS = ("/lib64", "/usr/lib64", "/usr/lib/*-linux-gnu", "/usr/lib", "/lib")
 
 
@@ -199,7 +200,9 @@ def _user_namespaces(_: Node) -> str:
         ),
     ):
         if _read(path) == bad:
-            raise _MissingError(f"unprivileged user namespaces are off; set sysctl {cure}")
+            raise _MissingError(
+                f"unprivileged user namespaces are off; set sysctl {cure}, or {_WEAKER}"
+            )
     return "allowed"
 
 
@@ -207,10 +210,12 @@ def _fuse(_: Node) -> str:
     try:
         os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
     except FileNotFoundError:
-        raise _MissingError("/dev/fuse is missing; load the kernel module fuse") from None
+        raise _MissingError(
+            f"/dev/fuse is missing; load the kernel module fuse, or {_WEAKER}"
+        ) from None
     except OSError as error:
         raise _MissingError(
-            f"/dev/fuse cannot be opened ({error.strerror}); it must have mode 0666"
+            f"/dev/fuse cannot be opened ({error.strerror}); it must have mode 0666; or {_WEAKER}"
         ) from None
     return "/dev/fuse opens"
 

@@ -19,6 +19,8 @@ HOSTNAME = "session"
 # Memory that every node has. The name is short: paths of sockets have 107 bytes at most.
 MEMORY = "/dev/shm"  # noqa: S108 - a folder of its own is made in it, by a name nobody knows
 FOLDER_PREFIX = "kakehashi-"
+# In that folder: the scheduler's name of the job, for the site's epilog.
+JOB_FILE = "job"
 
 Walls = Literal["namespaces", "account"]
 WALLS: tuple[Walls, ...] = ("namespaces", "account")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kakehashi.session import check
+from kakehashi.session.plan import FOLDER_PREFIX, JOB_FILE, MEMORY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -29,6 +30,8 @@ MNT_DETACH = 2
 # Where a session's own file lies, seen through the root of a process: the payload's world, and
 # that of the warden.
 SESSION_FILES = ("run/kakehashi/session.json", "dev/shm/run/session.json")
+# Of a session without namespaces: in its folder, the job that it belongs to.
+JOB_LIMIT = 64
 PROGRAMS = (b"kakehashi.session.", b"kakehashi.link.view")
 SYSV = {"shm": "-m", "sem": "-s", "msg": "-q"}
 
@@ -63,6 +66,7 @@ class Process:
     command: bytes
     mounts: int
     in_session: bool
+    confined: bool
 
     @property
     def name(self) -> str:
@@ -89,6 +93,7 @@ def look(ended: Ended, tidy: Sequence[str]) -> list[dict[str, str]]:
     return [
         _end_processes(ended),
         _unmount(ended),
+        _session_folders(ended),
         *_files(ended, tidy),
         _system_v(ended),
         _core_dumps(ended),
@@ -137,6 +142,7 @@ def _process(pid: int) -> Process:
         command=(folder / "cmdline").read_bytes(),
         mounts=(folder / "ns/mnt").stat().st_ino,
         in_session=any((folder / "root" / name).exists() for name in SESSION_FILES),
+        confined=status["NoNewPrivs"].strip() == "1" and status["Seccomp"].strip() == "2",
     )
 
 
@@ -144,8 +150,9 @@ def remains(ended: Ended, table: dict[int, Process]) -> list[Process]:
     """Return the processes that are an ended job's, or sit in its session's namespaces.
 
     A process of the same account that was started outside and entered a session's namespaces
-    keeps them alive; it is told by the session's own file, seen through its root. What belongs
-    to another job of the account, and the namespaces of that job's session, is left alone.
+    keeps them alive; it is told by the session's own file, seen through its root. One that got
+    away from a session without namespaces is told by the filter that it cannot take off. What
+    belongs to another job of the account, and the namespaces of that job's session, is left alone.
     """
     mine = {pid: process for pid, process in table.items() if ended.uid in process.uids}
     others = {
@@ -161,6 +168,7 @@ def remains(ended: Ended, table: dict[int, Process]) -> list[Process]:
         and (
             any(one.job == ended.job for one in _line(process, table))
             or (process.in_session and process.mounts not in spared)
+            or (process.confined and ended.alone)
             or any(program in process.command for program in PROGRAMS)
         )
     ]
@@ -225,6 +233,45 @@ def _fuse_mounts(uid: int) -> list[str]:
 
 
 # Files
+
+
+def _session_folders(ended: Ended) -> dict[str, str]:
+    """Take away the folders of sessions without namespaces, by the job that each names."""
+    name = "session folders"
+    try:
+        memory = os.open(MEMORY, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        return _item(name, "unknown", f"{MEMORY}: {error.strerror}")
+    try:
+        found = [one for one in _folders_of(memory, ended.uid) if _is_of(memory, one, ended)]
+        for one in found:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(one, dir_fd=memory)
+        left = set(found) & set(_folders_of(memory, ended.uid))
+        others = [one for one in _folders_of(memory, ended.uid) if one not in left]
+    finally:
+        os.close(memory)
+    if left:
+        return _item(name, "left", f"cannot be removed: {_names(sorted(left))}")
+    if others:
+        return _item(name, "seen", f"of other jobs of the account: {_names(others)}")
+    return _item(name, "gone", f"found and removed: {_names(found)}" if found else "none")
+
+
+def _folders_of(memory: int, uid: int) -> list[str]:
+    own = _owned(memory, uid)
+    return [one for one, is_folder in own.items() if is_folder and one.startswith(FOLDER_PREFIX)]
+
+
+def _is_of(memory: int, folder: str, ended: Ended) -> bool:
+    if ended.alone:
+        return True
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        with os.fdopen(os.open(f"{folder}/{JOB_FILE}", flags, dir_fd=memory), "rb") as file:
+            return file.read(JOB_LIMIT) == ended.job.encode()
+    except OSError:
+        return False
 
 
 def _files(ended: Ended, tidy: Sequence[str]) -> list[dict[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kakehashi.errors import KakehashiError
+from kakehashi.session.plan import FOLDER_PREFIX
+from kakehashi.session.plan import MEMORY as SESSION_MEMORY
 from kakehashi.verify import inside
 from kakehashi.verify.pattern import INTERCEPT, Pattern, masked
 
@@ -271,7 +274,11 @@ class Canary:
             "mounts": sum(len(answer["live"]["mounts"]) for answer in during.values()),
             "processes": sum(len(answer["live"]["processes"]) for answer in during.values()),
         }
-        allowed = [one for one in attempts["left"] if _may_be_left(one)]
+        if not attempts["mounted"]:
+            # A session without namespaces has no mounts either.
+            del control["mounts"]
+        memory = _memory(attempts)
+        allowed = [one for one in attempts["left"] if _may_be_left(one, memory)]
         wrong = sorted(set(attempts["left"]) - set(allowed)) + attempts["dumps"]
         state = receipt.get("state")
         left = [item for item in receipt.get("items", []) if item["result"] == "left"]
@@ -286,6 +293,7 @@ class Canary:
             "end": self.way,
             "session": session,
             "receipt": state,
+            "walls": receipt.get("walls"),
             "pending": [
                 item["detail"]
                 for item in receipt.get("items", [])
@@ -321,10 +329,20 @@ def self_test_of(deployment: Deployment) -> dict[str, Any]:
     return {"ok": bool(controls) and not green, "controls": len(controls), "stayed_green": green}
 
 
-def _may_be_left(attempt: str) -> bool:
+def _memory(attempts: dict[str, Any]) -> tuple[str, ...]:
+    """Return the folders that are the session's own memory, where it may write."""
+    if attempts["mounted"]:
+        return MEMORY
+    home = str(attempts["home"])
+    if not re.fullmatch(f"{SESSION_MEMORY}/{FOLDER_PREFIX}[0-9a-f]+/home", home):
+        raise VerifyError(f"the session's home is at an odd place: {home}")
+    return (home.removesuffix("/home"),)
+
+
+def _may_be_left(attempt: str, memory: Sequence[str]) -> bool:
     place = attempt.removeprefix("write ")
     return attempt in MAY_BE_LEFT or any(
-        place == folder or place.startswith(f"{folder}/") for folder in MEMORY
+        place == folder or place.startswith(f"{folder}/") for folder in memory
     )
 
 

@@ -7,15 +7,18 @@ mount and by the reader, and then tries every way that a program could leave som
 from __future__ import annotations
 
 READ = """
-import base64, ctypes, gzip, json, os, subprocess, sys
+import base64, ctypes, gzip, json, os, subprocess, sys, tempfile
 import numpy as np
 from kakehashi import Store
-series = next(one for one in Store().cohort if one.uid == {uid!r})
+store = Store()
+series = next(one for one in store.cohort if one.uid == {uid!r})
+MOUNTED = store.session.view is not None
+TMP = tempfile.gettempdir()
 decoded = np.asarray(series.array)[0, 0]
 stored = (decoded - ({intercept})).astype("<i2")
 PLAIN = stored.tobytes()
-# By the mount: the packed file whole, and by the reader above: verified voxels.
-WHOLE = open(series.path, "rb").read()
+# By the mount, where there is one: the packed file whole; by the reader above: verified voxels.
+WHOLE = open(series.path, "rb").read() if MOUNTED else series.read_packed()
 HEX = PLAIN.hex()
 FORMS = {{
     "plain": PLAIN * 16,
@@ -45,16 +48,23 @@ def write(folder):
         with open(os.path.join(folder, "canary-" + form), "wb") as file:
             file.write(data)
 skipped = ("/proc", "/sys", "/store", "/work", "/dev/pts")
-for folder, names, _ in os.walk("/", onerror=lambda error: None):
-    if folder.startswith(skipped):
-        names.clear()
-        continue
-    if len(names) > 64:
-        # One of each kind is enough of a large tree that is shown read-only.
-        names[:] = names[:64]
-    if folder.count("/") > 3:
-        names.clear()
-    attempt("write " + folder, lambda: write(folder))
+# By name too: where a folder may not be listed, one in it may still be open to all.
+tops = ["/tmp", "/var/tmp", "/dev/shm", "/run", "/run/user/" + str(os.getuid()), "/home", TMP,
+        os.path.expanduser("~"), os.path.expanduser("~" + os.environ["USER"])]
+tops = [top for top in dict.fromkeys(tops) if os.path.isdir(top)]
+for top in ["/", *tops]:
+    for folder, names, _ in os.walk(top, onerror=lambda error: None):
+        if folder.startswith(skipped) or (top == "/" and folder in tops):
+            names.clear()
+            continue
+        if len(names) > 64:
+            # One of each kind is enough of a large tree that is shown read-only.
+            names[:] = names[:64]
+        if folder.count("/") - top.rstrip("/").count("/") > 3:
+            names.clear()
+        attempt("write " + folder, lambda: write(folder))
+    # Where the folder itself cannot be listed, it was not walked.
+    attempt("write " + top, lambda: write(top))
 from multiprocessing import shared_memory
 kept = []
 def posix():
@@ -77,19 +87,22 @@ def memfd():
     kept.append(descriptor)
 attempt("memory file", memfd)
 def deleted():
-    file = open("/tmp/canary-deleted", "w+b")
+    file = open(TMP + "/canary-deleted", "w+b")
     file.write(FORMS["plain"])
     file.flush()
-    os.unlink("/tmp/canary-deleted")
+    os.unlink(TMP + "/canary-deleted")
     kept.append(file)
 attempt("deleted, but open", deleted)
 sleep = [sys.executable, "-c", "import time; time.sleep(3600)", HEX]
 attempt("command line", lambda: kept.append(subprocess.Popen(sleep)))
 abort = [sys.executable, "-c", "import os, sys; data = sys.argv[1] * 64; os.abort()", HEX]
-attempt("core dump", lambda: subprocess.run(abort, cwd="/tmp"))
+attempt("core dump", lambda: subprocess.run(abort, cwd=TMP))
 wrap = ["sbatch", "--wrap", "echo " + HEX]
 attempt("submit a job", lambda: subprocess.run(wrap, check=True, capture_output=True, timeout=20))
-dumps = [name for name in os.listdir("/tmp") if name.startswith("core")]
+dumps = [name for name in os.listdir(TMP) if name.startswith("core")]
 """
 
-RESULT = "{'left': left, 'refused': refused, 'dumps': dumps}"
+RESULT = (
+    "{'left': sorted(set(left)), 'refused': refused, 'dumps': dumps, 'mounted': MOUNTED,"
+    " 'home': os.path.expanduser('~')}"
+)
