@@ -8,8 +8,9 @@ import json
 import signal
 import socket
 import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 SFTP_SERVER = "/usr/lib/openssh/sftp-server"
+CHROOT = Path(__file__).with_name("chroot.py")
 BLOCK = 131072
 
 
@@ -151,13 +153,19 @@ class Server:
             end.close()
 
 
+def work_server(work: Path) -> list[str]:
+    """Return the command of a server on which a folder is /work; needs root."""
+    unshare = ["/usr/bin/unshare", "--mount", "--propagation", "private"]
+    return [*unshare, sys.executable, "-I", str(CHROOT), str(work)]
+
+
 class Broker:
     """A unix socket on which each connection becomes one SFTP channel, as in a session."""
 
-    def __init__(self, path: Path, *, writes: bool = False) -> None:
+    def __init__(self, path: Path, command: Sequence[str] = (SFTP_SERVER, "-R")) -> None:
         self.path = path
         self.connections = 0
-        self._command = [SFTP_SERVER] if writes else [SFTP_SERVER, "-R"]
+        self._command = list(command)
         self._processes: list[subprocess.Popen[bytes]] = []
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))

@@ -32,7 +32,8 @@ from kakehashi.link.work import (
 )
 from kakehashi.link.workchannel import ChannelFolder
 from kakehashi.link.workmount import MountedFolder
-from tests.link.stores import SFTP_SERVER, Broker, Server, random_bytes
+from tests.link.chroot import SYSTEM
+from tests.link.stores import SFTP_SERVER, Broker, Server, random_bytes, work_server
 from tests.link.test_session import write as write_session
 
 PATIENCE_S = 10.0
@@ -555,14 +556,19 @@ def test_the_current_folder_is_the_sessions(tmp_path: Path) -> None:
         WorkFolder.current(write_session(tmp_path, work=None))
 
 
-def test_the_current_folder_without_a_mount(tmp_path: Path) -> None:
+def test_the_current_folder_without_a_mount(tmp_path: Path, root: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("a server with a root of its own needs root")
     path = tmp_path / "work.sock"
-    broker = Broker(path, writes=True)
+    broker = Broker(path, work_server(root))
     session = write_session(tmp_path, view=None, work=None, work_socket=str(path))
     with WorkFolder.current(session) as folder:
-        # The lab's server has no chroot: there is no /work, or not this one.
-        with pytest.raises(WorkNotFoundError):
-            folder.read("no such file, wherever this runs")
+        folder.mkdir("hanako")
+        folder.write("hanako/a", NEW)
+        assert (root / "hanako/a").read_bytes() == NEW
+        (root / "root").symlink_to("/")
+        # A link leads nowhere but to what that server has.
+        assert {entry.name for entry in folder.listdir("root")} <= {*SYSTEM, "work"}
         broker.close()
         with pytest.raises(LinkClosedError, match="the session has ended"):
             folder.listdir()

@@ -22,7 +22,7 @@ import pytest
 import requests
 
 from kakehashi.link.work import is_part, part_name
-from tests.link.stores import Broker
+from tests.link.stores import SFTP_SERVER, Broker
 from tests.link.test_session import write as write_session
 from tests.widgets.lab import TOKEN, free_port
 from tests.widgets.session import environment
@@ -81,7 +81,7 @@ def serving(folder: Path, manager: str) -> Iterator[Running]:
             "--ChannelContentsManager.preferred_dir=hanako",
         ],
     }.get(manager, [f"--ServerApp.root_dir={root}", "--FileContentsManager.delete_to_trash=False"])
-    broker = Broker(folder / "work.sock", writes=True) if manager == CHANNEL else None
+    broker = Broker(folder / "work.sock", [SFTP_SERVER]) if manager == CHANNEL else None
     session = write_session(
         folder,
         **(

@@ -6,16 +6,19 @@ from pathlib import Path
 
 import nbformat
 
+from kakehashi.link.workmount import MountedFolder
 from kakehashi_widgets.examples import lay
 
 
 def test_examples_are_laid_once_and_a_changed_one_is_left_alone(tmp_path: Path) -> None:
-    laid = lay(tmp_path)
+    work = MountedFolder(tmp_path)
+    work.mkdir("hanako")
+    laid = lay(work, "hanako")
     assert "01_first_look.ipynb" in laid
     for name in laid:
-        nbformat.validate(nbformat.read(tmp_path / name, as_version=4))
-    changed = tmp_path / "01_first_look.ipynb"
+        nbformat.validate(nbformat.read(tmp_path / "hanako" / name, as_version=4))
+    changed = tmp_path / "hanako/01_first_look.ipynb"
     changed.write_text("mine")
-    lay(tmp_path)
+    lay(work, "hanako")
     assert changed.read_text() == "mine"
-    assert {path.name for path in tmp_path.glob("*.ipynb")} == set(laid)
+    assert {path.name for path in tmp_path.glob("hanako/*.ipynb")} == set(laid)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from tests.link.stores import Broker, work_server
 from tests.widgets.conftest import Shore
 from tests.widgets.session import environment, inside
 
@@ -65,6 +68,29 @@ def test_first_look_runs_from_top_to_bottom(shore: Shore, tmp_path: Path) -> Non
     assert "image/png" in text
     # What a widget leaves in a notebook is its settings; rows and pixels went another way.
     assert len(text) < 400_000
+
+
+def test_first_look_runs_where_nothing_is_mounted(shore: Shore, tmp_path: Path) -> None:
+    work, path = tmp_path / "work", tmp_path / "work.sock"
+    (work / "alice").mkdir(parents=True)
+    session = json.loads((shore.session.root / "session.json").read_text())
+    session |= {"view": None, "work": None, "work_socket": str(path)}
+    session["socket"] = str(shore.session.root / "store.sock")
+    (tmp_path / "session.json").write_text(json.dumps(session))
+    shutil.copy(shore.session.root / "lease.json", tmp_path)
+    broker = Broker(path, work_server(work))
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(FIRST), str(tmp_path), str(tmp_path / "done.ipynb")],
+        env=environment(tmp_path / "home") | {"KAKEHASHI_SESSION": str(tmp_path / "session.json")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    broker.close()
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (work / "alice" / "first_look.txt").read_text().startswith(shore.ct)
+    assert "mounts no view" in (tmp_path / "done.ipynb").read_text()
 
 
 def test_first_look_outside_of_a_session_says_so(shore: Shore, tmp_path: Path) -> None:
