@@ -31,7 +31,7 @@ ACCOUNTS = {"tanaka": "ka0001", "suzuki": "ka0002"}
 WRONG_S = 10 * 60
 LEASE_S = 9.0
 # Longer than the hub is dead where a session is to outlive that.
-OFFLINE_S = 20.0
+OFFLINE_S = 18.0
 # How long the store may take to close, and a clock's minute to be seen as such.
 CLOSING_S = 5.0
 ENDING_S = 10.0
@@ -40,7 +40,7 @@ LENGTH_S = 3600.0
 AGE_S = 3600
 RENEWALS = 3
 HUB_RENEWALS = 2
-SHORT_S, LONGER_S = 26.0, 300.0
+SHORT_S, LONGER_S = 24.0, 300.0
 TIMES = "__import__('json').load(open('/run/kakehashi/lease.json'))"
 
 
