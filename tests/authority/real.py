@@ -252,7 +252,7 @@ class Link:
 class RealStore:
     """A store of its own: folder, accounts and ports that nobody else has."""
 
-    def __init__(self, *, lease_minutes: float = 5, **limits: float) -> None:
+    def __init__(self, *, lease_minutes: float = 5, sites: str = "", **limits: float) -> None:
         # sshd wants a path that belongs to root all the way, which /tmp does not.
         self.home = Path(tempfile.mkdtemp(prefix="kakehashi-test-", dir="/srv"))
         self.home.chmod(0o755)
@@ -260,6 +260,7 @@ class RealStore:
         self.sshd_port, self.http_port = free_port(), free_port()
         self.config_path = self.home / "kakehashi.toml"
         self.limits = {"lease_minutes": lease_minutes, **limits}
+        self.sites = sites
         self.projects = {"lung": "2099-12-31", "brain": "2099-12-31", "old": "2020-01-01"}
         self.process: subprocess.Popen[bytes] | None = None
         self._write_config()
@@ -309,6 +310,7 @@ class RealStore:
             audit_anchors = ["{self.home}/elsewhere/anchor"]
             [store.limits]
             {limits}
+            {self.sites}
             {projects}
             """
         )

@@ -118,6 +118,7 @@ class Portal:
     down: bool = False
     lost: bool = False
     certificate: tuple[str, str] | None = None
+    grants: list[dict[str, Any]] = field(default_factory=list)
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
     @contextlib.contextmanager
@@ -164,6 +165,7 @@ class Portal:
             answer = self.authority.call("POST", "/v1/grants", request)
             if answer.status != 200:
                 return answer.status, answer.body
+            self.grants.append(answer.body)
             inside = body["hub_port"] or self.hub_port
             hub = {"address": f"127.0.0.1:{self.hub_port}", "port": inside}
             return 200, {

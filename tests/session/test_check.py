@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from kakehashi.session import build_libraries, channels, check
+from kakehashi.session import build_libraries, channels, check, landlock
 from kakehashi.session.plan import Node
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+ACCOUNT = Node(
+    "/opt/kakehashi",
+    (),
+    (),
+    64,
+    allow_unencrypted_swap=True,
+    allow_sshfs_view=False,
+    walls="account",
+)
 NODE = Node("/opt/kakehashi", (), (), 64, allow_unencrypted_swap=False, allow_sshfs_view=False)
 HEAD = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
 
@@ -105,3 +115,24 @@ def test_the_libraries_are_built_and_found(tmp_path: Path) -> None:
         assert build_libraries.find(str(tmp_path), library.name) == library
         assert channels.is_native(library)
     assert not list((tmp_path / "libexec").glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("version", "lenient", "ok", "words"),
+    [
+        (0, False, False, "files, TCP ports, signals"),
+        (3, False, False, "TCP ports, signals"),
+        (4, False, True, "not confined here: signals"),
+        (7, False, True, "version 7"),
+        (0, True, True, "not confined here: files"),
+    ],
+)
+def test_weaker_walls_need_landlock_unless_the_site_does_without(
+    monkeypatch: pytest.MonkeyPatch, version: int, lenient: bool, ok: bool, words: str
+) -> None:
+    monkeypatch.setattr(landlock, "abi", lambda: version)
+    node = replace(ACCOUNT, allow_no_landlock=lenient)
+    looks = {one.check: one for one in check.quick(node)}
+    assert looks["landlock"].ok is ok
+    assert words in looks["landlock"].message
+    assert not looks.keys() & {"user namespaces", "fuse", "sshfs", "view"}
