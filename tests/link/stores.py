@@ -139,9 +139,17 @@ class Server:
 
     def kill(self) -> None:
         """Kill every server that runs now, as a cut connection does."""
+        self.send(signal.SIGKILL)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to every server that runs now."""
         with self._lock:
             for process in self._processes:
-                process.kill()
+                process.send_signal(number)
+
+    def finish(self) -> None:
+        """Wait until the servers whose clients have gone have done what they were asked."""
+        self._processes[0].wait(timeout=10)
 
     def close(self) -> None:
         self.kill()

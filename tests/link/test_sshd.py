@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from kakehashi.link import Reader
+from kakehashi.link.work import WorkNotFoundError, is_part
+from kakehashi.link.workchannel import ChannelFolder
 from tests.link.stores import BLOCK, StoreFolder, random_bytes
 
 pytestmark = [
@@ -25,7 +27,7 @@ pytestmark = [
 class Sshd:
     """One sshd on a free port; each call opens one SFTP channel through ``ssh``."""
 
-    def __init__(self, base: Path, chroot: Path) -> None:
+    def __init__(self, base: Path, chroot: Path, options: str = "-R") -> None:
         self.base = base
         self._clients: list[subprocess.Popen[bytes]] = []
         self._lock = threading.Lock()
@@ -44,7 +46,7 @@ class Sshd:
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {base / 'host'}\n"
             f"AuthorizedKeysFile {base / 'authorized'}\nStrictModes no\nUsePAM no\n"
             f"PidFile none\nPermitRootLogin prohibit-password\nChrootDirectory {chroot}\n"
-            "Subsystem sftp internal-sftp -R\nForceCommand internal-sftp -R\n",
+            f"Subsystem sftp internal-sftp\nForceCommand internal-sftp {options}\n",
             encoding="ascii",
         )
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
@@ -133,3 +135,31 @@ def test_connections_that_the_store_cuts_show_as_nothing(sshd: Sshd, public_fold
                 sshd.cut()
         assert got == data
         assert reader.stats().reconnects >= 2
+
+
+@pytest.fixture
+def writable(tmp_path: Path, public_folder: Path) -> Iterator[Sshd]:
+    (public_folder / "work").mkdir(mode=0o700)
+    sshd = Sshd(tmp_path, public_folder, "-u 0007")
+    yield sshd
+    sshd.close()
+
+
+def test_the_work_folder_is_written_through_cuts(writable: Sshd, public_folder: Path) -> None:
+    data = random_bytes(20 << 20)
+    with ChannelFolder(writable) as work:
+        work.mkdir("hanako")
+        with work.begin("hanako/a.bin") as incoming:
+            for at in range(0, len(data), 5 << 20):
+                incoming.write(data[at : at + (5 << 20)])
+                writable.cut()
+            incoming.commit()
+        assert (public_folder / "work/hanako/a.bin").read_bytes() == data
+        writable.cut()
+        assert work.read("hanako/a.bin") == data
+        (public_folder / "work/out").symlink_to("/etc/passwd")
+        with pytest.raises(WorkNotFoundError):
+            work.read("out")
+        assert not [path for path in public_folder.rglob("*") if is_part(path.name)]
+        # As the store sets it up: what the work account makes is nobody else's.
+        assert (public_folder / "work/hanako/a.bin").stat().st_mode & 0o7 == 0

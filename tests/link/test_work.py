@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from kakehashi.errors import LinkClosedError, SessionError
 from kakehashi.link import WorkFolder
+from kakehashi.link.sftpwrite import WritingSftp
 from kakehashi.link.work import (
     WorkDeniedError,
     WorkError,
@@ -467,6 +469,45 @@ def test_killed_servers_are_replaced(channel: ChannelFolder, server: Server, roo
         server.kill()
     assert channel.read("a") == b"4"
     assert server.opened > 1
+
+
+def test_a_server_that_falls_silent_is_replaced(
+    channel: ChannelFolder, server: Server, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kakehashi.link.channels._SILENT_S", 1.0)
+    channel.write("a", OLD)
+    server.send(signal.SIGSTOP)
+    channel.write("a", NEW)
+    assert server.opened == 2
+    server.send(signal.SIGCONT)
+    assert channel.read("a") == NEW
+    assert not parts(root)
+
+
+def test_a_late_server_cannot_put_back_what_was_given_up(
+    server: Server, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rename waits in a server that stands still; two writes later it moves on."""
+    monkeypatch.setattr("kakehashi.link.channels._SILENT_S", 1.0)
+    stopped = threading.Event()
+    with ChannelFolder(server, root=str(root), patience_s=0) as work:
+        rename = WritingSftp.rename
+
+        def late(sftp: WritingSftp, old: str, new: str) -> None:
+            if not stopped.is_set():
+                stopped.set()
+                server.send(signal.SIGSTOP)
+            rename(sftp, old, new)
+
+        monkeypatch.setattr(WritingSftp, "rename", late)
+        with pytest.raises(WorkLostError):
+            work.write("a", b"first")
+        work.write("a", b"second")
+        server.send(signal.SIGCONT)
+        # It reads the request, or finds its client gone and ends: either way it is through.
+        server.finish()
+        assert (root / "a").read_bytes() == b"second"
+        assert not parts(root)
 
 
 def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path: Path, server: Server) -> None:

@@ -78,6 +78,7 @@ class Channels:
         self._idle: list[WritingSftp] = []
         self._rubbish: set[str] = set()
         self._closed = threading.Event()
+        self._lost = False
         self._pid = os.getpid()
 
     def close(self) -> None:
@@ -115,6 +116,7 @@ class Channels:
             try:
                 with self._channel() as sftp:
                     self._tidy(sftp)
+                    self._lost = False
                     begun += 1
                     return step(sftp, begun - 1)
             except (WorkError, LinkClosedError):
@@ -125,6 +127,7 @@ class Channels:
                 now = time.monotonic()
                 give_up = now + self._patience_s if give_up is None else give_up
                 if now >= give_up or self._closed.wait(pause):
+                    self._lost = True
                     raise WorkLostError(
                         f"{path or 'the work folder'}: the store was out of reach for "
                         f"{self._patience_s:g} s ({error}); try again when the link is back"
@@ -132,9 +135,11 @@ class Channels:
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     def drop(self, part: str) -> None:
-        """Remove a file that a write left: now, or before anything else is done."""
+        """Remove a file that a write left: now, or with a lost store before anything else."""
         with self._lock:
             self._rubbish.add(part)
+        if self._lost:
+            return
         with contextlib.suppress(LinkError, OSError), self._channel() as sftp:
             self._tidy(sftp)
 
