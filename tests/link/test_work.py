@@ -37,6 +37,7 @@ from kakehashi.link.workmount import MountedFolder
 from tests.link.chroot import SYSTEM
 from tests.link.stores import SFTP_SERVER, Broker, Server, random_bytes, work_server
 from tests.link.test_session import write as write_session
+from tests.widgets.test_contents import Sshfs
 
 PATIENCE_S = 10.0
 OLD, NEW = b"old " * 1000, random_bytes(700_000)
@@ -95,10 +96,29 @@ def server() -> Iterator[Server]:
     server.close()
 
 
-@pytest.fixture(params=["channel", "mount"])
+@contextlib.contextmanager
+def sshfs(root: Path) -> Iterator[Path]:
+    """Mount a folder over SFTP, as a session's node does."""
+    if os.geteuid() != 0 or not Path("/dev/fuse").exists():
+        pytest.skip("mounting sshfs needs root and /dev/fuse")
+    mount = root.with_name("mount")
+    mount.mkdir()
+    mounted = Sshfs(root, mount)
+    try:
+        yield mount
+    finally:
+        mounted.close()
+        mount.rmdir()
+
+
+@pytest.fixture(params=["channel", "mount", "sshfs"])
 def work(request: pytest.FixtureRequest, root: Path, server: Server) -> Iterator[WorkFolder]:
     if request.param == "mount":
         yield MountedFolder(root)
+        return
+    if request.param == "sshfs":
+        with sshfs(root) as mount:
+            yield MountedFolder(mount)
         return
     with ChannelFolder(server, root=str(root), patience_s=PATIENCE_S) as folder:
         yield folder
@@ -162,6 +182,7 @@ def test_a_folder_of_many(work: WorkFolder, root: Path) -> None:
 
 def test_folders_are_made_renamed_and_removed(work: WorkFolder, root: Path) -> None:
     work.mkdir("a")
+    (root / "a/out").symlink_to(root.parent)
     work.mkdir("a/b")
     with pytest.raises(WorkExistsError):
         work.mkdir("a")
@@ -172,7 +193,6 @@ def test_folders_are_made_renamed_and_removed(work: WorkFolder, root: Path) -> N
     assert (root / "c/b/x.txt").read_bytes() == b"x"
     with pytest.raises(WorkError, match="not empty"):
         work.remove("c")
-    (root / "c/out").symlink_to(root.parent)
     work.remove("c", recursive=True)
     assert list(root.iterdir()) == []
     assert root.parent.exists()
@@ -510,28 +530,33 @@ def test_a_late_server_cannot_put_back_what_was_given_up(
         assert not parts(root)
 
 
-def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path: Path, server: Server) -> None:
+@pytest.mark.parametrize("way", ["channel", "mount", "sshfs"])
+def test_a_full_disk_leaves_the_old_file_and_says_so(
+    tmp_path: Path, server: Server, way: str
+) -> None:
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
     root = tmp_path / "small"
     root.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(root)], check=True)
-    try:
-        for face in (
-            ChannelFolder(server, root=str(root), patience_s=PATIENCE_S),
-            MountedFolder(root),
-        ):
-            with face:
-                face.write("a", OLD)
-                with pytest.raises(WorkFullError, match="disk is full"):
-                    face.write("a", random_bytes(2 << 20))
-                assert (root / "a").read_bytes() == OLD
-                assert not parts(root)
-                face.write("b", random_bytes(500_000))
-                face.remove("b")
-    finally:
-        server.close()
-        subprocess.run(["umount", str(root)], check=True)
+    with contextlib.ExitStack() as stack:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(root)], check=True)
+        stack.callback(subprocess.run, ["umount", str(root)], check=True)
+        stack.callback(server.close)
+        face: WorkFolder
+        if way == "channel":
+            face = ChannelFolder(server, root=str(root), patience_s=PATIENCE_S)
+        else:
+            face = MountedFolder(stack.enter_context(sshfs(root)) if way == "sshfs" else root)
+        with face:
+            face.write("a", OLD)
+            # A mount does not tell a full disk from a lost store.
+            kind = WorkError if way == "sshfs" else WorkFullError
+            with pytest.raises(kind, match="disk is full"):
+                face.write("a", random_bytes(2 << 20))
+            assert (root / "a").read_bytes() == OLD
+            assert not parts(root)
+            face.write("b", random_bytes(500_000))
+            face.remove("b")
 
 
 def test_a_read_only_file_stays_as_it_is(public_folder: Path, tmp_path: Path) -> None:

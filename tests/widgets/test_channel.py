@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import hashlib
@@ -20,8 +21,20 @@ from typing import Any
 import nbformat
 import pytest
 import requests
+from tornado.web import HTTPError
 
-from kakehashi.link.work import is_part, part_name
+from kakehashi.errors import LinkClosedError, LinkError
+from kakehashi.link.work import (
+    WorkDeniedError,
+    WorkError,
+    WorkExistsError,
+    WorkFullError,
+    WorkLostError,
+    WorkNotFoundError,
+    is_part,
+    part_name,
+)
+from kakehashi_widgets.checkpoints import off_loop
 from tests.link.stores import SFTP_SERVER, Broker
 from tests.link.test_session import write as write_session
 from tests.widgets.lab import TOKEN, free_port
@@ -239,6 +252,8 @@ def test_it_answers_as_the_file_manager_does(channel: Running, mounted: Running)
         for server in (channel, mounted)
     ]
     assert listings[0] == listings[1]
+    for path in ("files/hanako/big.bin", "files/hanako/big.bin?download=1"):
+        assert channel.ask("GET", path).status_code == 403
     assert not any(is_part(Path(name).name) for name in listings[0])
 
 
@@ -340,6 +355,47 @@ def test_a_cut_in_mid_save_is_mended(channel: Running) -> None:
         assert channel.put("hanako/cut.ipynb", notebook_file(f"new {turn}")).status_code == 200
     content = channel.get("hanako/cut.ipynb")["content"]
     assert content["cells"][0]["source"] == "new 4"
+
+
+def test_a_full_disk_is_told_and_the_old_file_stays(channel: Running) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    small = channel.root / "hanako/small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(small)], check=True)
+    try:
+        assert channel.put("hanako/small/a.txt", text_file("old")).status_code == 201
+        answer = channel.put("hanako/small/a.txt", text_file("x" * (2 << 20)))
+        assert answer.status_code == 507
+        assert "its disk is full" in answer.json()["message"]
+        chunk = b64_file(bytes(2 << 20), chunk=1)
+        assert channel.put("hanako/small/b.bin", chunk).status_code == 507
+        assert [path.name for path in small.iterdir()] == ["a.txt"]
+        assert (small / "a.txt").read_text() == "old"
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (WorkNotFoundError("x"), 404),
+        (WorkExistsError("x"), 409),
+        (WorkDeniedError("x"), 403),
+        (WorkFullError("x"), 507),
+        (WorkLostError("x"), 503),
+        (WorkError("x"), 400),
+        (LinkClosedError("x"), 503),
+        (LinkError("x"), 503),
+    ],
+)
+def test_each_failure_has_its_status(error: LinkError, status: int) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(HTTPError, match="x") as caught:
+        asyncio.run(off_loop(fail))
+    assert caught.value.status_code == status
 
 
 def test_without_the_store_it_says_so_and_the_next_save_works(

@@ -34,10 +34,10 @@ _KINDS: dict[int, tuple[type[WorkError], str]] = {
     errno.EEXIST: (WorkExistsError, "is there already"),
     errno.EACCES: (WorkDeniedError, "its rights do not allow this"),
     errno.EPERM: (WorkDeniedError, "its rights do not allow this"),
-    errno.ENOTEMPTY: (WorkError, "is a folder that is not empty"),
     errno.ENOSPC: (WorkFullError, "the store's disk is full"),
     errno.EDQUOT: (WorkFullError, "the project's quota is used up"),
-    errno.EIO: (WorkLostError, "the store is out of reach"),
+    # Through a mount a full store looks like one that is gone.
+    errno.EIO: (WorkError, "the store is out of reach, or its disk is full"),
     errno.ENOTCONN: (WorkLostError, "the store is out of reach"),
     errno.ETIMEDOUT: (WorkLostError, "the store is out of reach"),
 }
@@ -89,15 +89,11 @@ class MountedFolder(WorkFolder):
                 mode = stat.S_IMODE(target.stat().st_mode)
             part = target.with_name(part_name())
             try:
-                with part.open("xb") as file:
-                    file.write(data)
-                    file.flush()
-                    if mode is not None:
-                        part.chmod(mode)
-                    os.fsync(file.fileno())
+                _fill(part, data, mode)
                 part.replace(target)
             except BaseException:
-                part.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    part.unlink()
                 raise
 
     def mkdir(self, path: str) -> None:
@@ -115,6 +111,8 @@ class MountedFolder(WorkFolder):
                 place.unlink()
             elif recursive:
                 shutil.rmtree(place)
+            elif any(place.iterdir()):
+                raise WorkError(f"{path}: is a folder that is not empty")
             else:
                 place.rmdir()
 
@@ -145,6 +143,16 @@ def _as_work_errors(path: str) -> Iterator[None]:
     except OSError as error:
         kind, text = _KINDS.get(error.errno or 0, (WorkError, f"failed: {error.strerror}"))
         raise kind(f"{path or 'the work folder'}: {text}") from error
+
+
+def _fill(part: Path, data: bytes, mode: int | None) -> None:
+    with part.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        if mode is not None:
+            with contextlib.suppress(OSError):
+                os.fchmod(file.fileno(), mode)
 
 
 def _described(place: Path) -> WorkStat:
