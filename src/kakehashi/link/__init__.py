@@ -1,9 +1,10 @@
 """A session's way to the store: one verified reader with two faces.
 
 The Python face is :class:`Store`, the other the read-only view (:mod:`kakehashi.link.view`).
-:class:`WorkFolder` is the project's work folder.
+:class:`WorkFolder` is the project's work folder. :class:`SeriesDataset` and :class:`SeriesLoader`
+feed torch and MONAI.
 Names are loaded when they are first asked for: the view's process and the hub's side of things
-must not import numpy only because they live in the same package.
+must not import numpy or torch only because they live in the same package.
 """
 
 from __future__ import annotations
@@ -12,19 +13,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kakehashi.link.dataset import SeriesDataset, SeriesLoader
     from kakehashi.link.manifest import Manifest
     from kakehashi.link.reader import Reader
+    from kakehashi.link.ring import Ring
     from kakehashi.link.session import Lease, Session
     from kakehashi.link.store import Series, Store
     from kakehashi.link.work import WorkFolder
 
-__all__ = ["Lease", "Manifest", "Reader", "Series", "Session", "Store", "WorkFolder"]
+__all__ = [
+    "Lease",
+    "Manifest",
+    "Reader",
+    "Ring",
+    "Series",
+    "SeriesDataset",
+    "SeriesLoader",
+    "Session",
+    "Store",
+    "WorkFolder",
+]
 
 _HOME = {
     "Lease": "session",
     "Manifest": "manifest",
     "Reader": "reader",
+    "Ring": "ring",
     "Series": "store",
+    "SeriesDataset": "dataset",
+    "SeriesLoader": "dataset",
     "Session": "session",
     "Store": "store",
     "WorkFolder": "work",

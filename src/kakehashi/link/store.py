@@ -18,7 +18,7 @@ import numpy as np
 
 from kakehashi.errors import LinkClosedError, SessionError, StoreError
 from kakehashi.imaging.ozip import Pack, open_pack
-from kakehashi.link.manifest import Entry, NotInManifestError
+from kakehashi.link.manifest import Entry, Manifest, NotInManifestError
 from kakehashi.link.reader import Reader, Stats
 from kakehashi.link.session import Lease, Session
 
@@ -289,6 +289,9 @@ class Store:
     ----------
     session : Session, Path or str, optional
         The session, or the path of its ``session.json`` where that is not at its usual place.
+    manifest : Manifest, optional
+        The session's manifest, where it was fetched and checked before: by the process that
+        this one was forked from.
 
     Raises
     ------
@@ -304,13 +307,17 @@ class Store:
     >>> series.array.shape, series.spacing  # doctest: +SKIP
     """
 
-    def __init__(self, session: Session | Path | str | None = None) -> None:
+    def __init__(
+        self,
+        session: Session | Path | str | None = None,
+        *,
+        manifest: Manifest | None = None,
+    ) -> None:
         self.session = session if isinstance(session, Session) else Session.current(session)
-        self.reader = Reader.connect(
-            self._connect,
-            manifest_path=self.session.manifest.path,
-            sha256=self.session.manifest.sha256,
-        )
+        reference = self.session.manifest
+        if manifest is None:
+            manifest = Manifest.fetch(self._connect, reference.path, reference.sha256)
+        self.reader = Reader(self._connect, manifest, manifest_path=reference.path)
 
     def __repr__(self) -> str:
         count = len(self.reader.manifest.files)

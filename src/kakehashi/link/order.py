@@ -1,0 +1,115 @@
+"""The order of an epoch's samples, and all that is random about them, from a seed.
+
+The order is a permutation that can be asked at any position without being written out: a Feistel
+network over the next even number of bits, with keyed BLAKE2b as its round function (Luby and
+Rackoff, "How to construct pseudorandom permutations from pseudorandom functions", SIAM J. Comput.
+17, 1988), walked until it lands among the samples (cycle-walking; Black and Rogaway, "Ciphers
+with arbitrary finite domains", CT-RSA 2002). Nothing in it comes from a library whose next
+version may shuffle otherwise, so a seed means the same order for ever; changing anything here
+breaks every training that is to be resumed or repeated.
+
+Ranks take positions in turn: of what begins at position ``start``, rank r of n has ``start + r``,
+``start + r + n`` and so on. So whatever n is, what n ranks in step have done is a beginning of
+the epoch's order, and any other number of ranks can go on from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+_ROUNDS = 8
+# A network of fewer bits reaches too few of the permutations of a small set.
+_LEAST_BITS = 8
+_LARGEST = 1 << 64
+
+
+@dataclass(frozen=True)
+class Order:
+    """One epoch's order.
+
+    Attributes
+    ----------
+    count : int
+        Number of samples.
+    seed, epoch : int
+        From 0; another epoch has another order.
+    """
+
+    count: int
+    seed: int
+    epoch: int
+
+    def __post_init__(self) -> None:
+        for name, value in (("count", self.count), ("seed", self.seed), ("epoch", self.epoch)):
+            if not 0 <= value < _LARGEST:
+                raise ValueError(f"{name} must be a whole number from 0 to 2^64 - 1, got {value}")
+
+    @cached_property
+    def _key(self) -> bytes:
+        text = b"".join(value.to_bytes(8) for value in (self.seed, self.epoch, self.count))
+        return hashlib.blake2b(text, digest_size=32, person=b"kakehashi order").digest()
+
+    @cached_property
+    def _half(self) -> int:
+        """Bits of half the network."""
+        return -(-max(_LEAST_BITS, (self.count - 1).bit_length()) // 2)
+
+    def sample(self, position: int) -> int:
+        """Return which sample comes at a position of the epoch.
+
+        Raises
+        ------
+        IndexError
+            The epoch has no such position.
+        """
+        if not 0 <= position < self.count:
+            raise IndexError(f"position {position} asked for; the epoch has {self.count} samples")
+        half, mask = self._half, (1 << self._half) - 1
+        value = position
+        while True:
+            left, right = value >> half, value & mask
+            for turn in range(_ROUNDS):
+                left, right = right, left ^ (self._hash(b"r", turn, right) & mask)
+            value = left << half | right
+            if value < self.count:
+                return value
+
+    def draw(self, sample: int, what: int, bound: int) -> int:
+        """Return a number from 0 to ``bound - 1`` that belongs to a sample of this epoch.
+
+        Parameters
+        ----------
+        sample : int
+            The sample, wherever in the order it comes.
+        what : int
+            Tells apart what is drawn for the same sample.
+        bound : int
+            At least 1. Its multiple of a 128-bit hash is cut off, so that no number is favoured
+            by more than 2^-64.
+        """
+        if bound < 1:
+            raise ValueError(f"bound must be at least 1, got {bound}")
+        return self._hash(b"d", what, sample) * bound >> 128
+
+    def _hash(self, use: bytes, number: int, value: int) -> int:
+        text = use + number.to_bytes(4) + value.to_bytes(8)
+        return int.from_bytes(hashlib.blake2b(text, key=self._key, digest_size=16).digest())
+
+
+def share(count: int, start: int, rank: int, world: int) -> range:
+    """Return a rank's positions of what is left of an epoch.
+
+    Parameters
+    ----------
+    count : int
+        Samples of the epoch.
+    start : int
+        Positions that are done, by all ranks together.
+    rank, world : int
+        Which rank of how many.
+    """
+    if world < 1 or not 0 <= rank < world:
+        raise ValueError(f"rank must be 0 to world - 1, got rank {rank} of {world}")
+    return range(start + rank, count, world)

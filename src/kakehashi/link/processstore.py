@@ -1,0 +1,107 @@
+"""The store in whichever process asks: each opens its own channels, once."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from kakehashi.link.session import Session
+from kakehashi.link.store import Store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kakehashi.link.store import Series
+
+_OPEN_SERIES = 64
+
+
+class ProcessStore:
+    """A store that may be pickled, and used in processes that were forked.
+
+    Parameters
+    ----------
+    session : Session, Path or str, optional
+        As for :class:`kakehashi.link.Store`.
+    """
+
+    def __init__(self, session: Session | Path | str | None = None) -> None:
+        self.session = session if isinstance(session, Session) else Session.current(session)
+        # A forked process keeps what it got from its parent, and never uses or closes it: the
+        # parent's channels are the same sockets.
+        self._inherited: Store | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._store: Store | None = None
+        self._series: OrderedDict[str, Series] = OrderedDict()
+        _ALL.add(self)
+
+    def __getstate__(self) -> Session:
+        return self.session
+
+    def __setstate__(self, session: Session) -> None:
+        self.__init__(session)  # type: ignore[misc] # a pickle holds no more than the argument
+
+    def get(self) -> Store:
+        """Return this process's store, opened when it is first asked for.
+
+        Raises
+        ------
+        LinkError
+            As for :class:`kakehashi.link.Store`.
+        """
+        with self._lock:
+            return self._get()
+
+    def series(self, uid: str) -> Series:
+        """Return a series; those used last stay open, so that their directory is read once.
+
+        Raises
+        ------
+        NotInManifestError
+            As for :meth:`kakehashi.link.Store.series`.
+        """
+        with self._lock:
+            series = self._series.get(uid)
+            if series is None:
+                series = self._series[uid] = self._get().series(uid)
+                if len(self._series) > _OPEN_SERIES:
+                    self._series.popitem(last=False)
+            else:
+                self._series.move_to_end(uid)
+            return series
+
+    def close(self) -> None:
+        """Close the channels of this process; new ones are opened when they are needed."""
+        with self._lock:
+            store, self._store = self._store, None
+            self._series.clear()
+        if store is not None:
+            store.close()
+
+    def _get(self) -> Store:
+        if self._store is None:
+            known = self._inherited.reader.manifest if self._inherited else None
+            self._store = Store(self.session, manifest=known)
+        return self._store
+
+    def _forked(self) -> None:
+        self._inherited = self._store or self._inherited
+        # Also the lock: it may have been held by a thread that does not exist here.
+        self._begin()
+
+
+_ALL: weakref.WeakSet[ProcessStore] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for store in list(_ALL):
+        store._forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)
