@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(
-  ca-certificates chromium fonts-noto-cjk fuse3 gcc git iproute2 libc6-dev munge nftables
+  ca-certificates chromium fonts-noto-cjk fuse3 gcc git iperf3 iproute2 libc6-dev munge nftables
   openssh-client openssh-server openssh-sftp-server postgresql procps python3 python3-venv
   slurm-client slurmctld slurmd sqlite3 sshfs sudo util-linux
 )
