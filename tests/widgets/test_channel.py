@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -35,14 +35,23 @@ from kakehashi.link.work import (
     part_name,
 )
 from kakehashi_widgets.checkpoints import off_loop
+from tests.lab.browser import chromium
 from tests.link.stores import SFTP_SERVER, Broker
 from tests.link.test_session import write as write_session
-from tests.widgets.lab import TOKEN, free_port
-from tests.widgets.session import environment
+from tests.widgets.browser import visited
+from tests.widgets.lab import TOKEN, Lab, free_port
+from tests.widgets.session import SessionFolder, environment
 from tests.widgets.test_contents import wait_for
 
 CHANNEL = "kakehashi_widgets.channel.ChannelContentsManager"
 WHOLE = "kakehashi_widgets.contents.WholeFileContentsManager"
+
+
+SAVE = "async () => await jupyterapp.commands.execute('docmanager:save')"
+WRITE = """text => {
+  const model = jupyterapp.shell.currentWidget.content.model;
+  model.cells.get(0).sharedModel.setSource(text);
+}"""
 
 
 def notebook(text: str = "1 + 1") -> dict[str, Any]:
@@ -85,7 +94,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, manager: str) -> Iterator[Running]:
+def serving(
+    folder: Path, manager: str, program: Sequence[str] = ("jupyter_server",)
+) -> Iterator[Running]:
     root = folder / "work"
     root.mkdir(parents=True)
     settings = {
@@ -103,7 +114,7 @@ def serving(folder: Path, manager: str) -> Iterator[Running]:
     )
     port = free_port()
     command = [
-        *(sys.executable, "-m", "jupyter_server", "--no-browser", "--allow-root"),
+        *(sys.executable, "-m", *program, "--no-browser", "--allow-root"),
         *("--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0"),
         f"--IdentityProvider.token={TOKEN}",
         '--ServerApp.jpserver_extensions={"kakehashi_widgets": True}',
@@ -355,6 +366,46 @@ def test_a_cut_in_mid_save_is_mended(channel: Running) -> None:
         assert channel.put("hanako/cut.ipynb", notebook_file(f"new {turn}")).status_code == 200
     content = channel.get("hanako/cut.ipynb")["content"]
     assert content["cells"][0]["source"] == "new 4"
+
+
+@pytest.mark.browser
+def test_a_person_saves_through_cuts_and_loses_nothing(tmp_path: Path) -> None:
+    if not Path("/usr/bin/chromium").exists():
+        pytest.skip("no /usr/bin/chromium here")
+    program = ("jupyterlab", "--expose-app-in-browser")
+    with serving(tmp_path / "lab", CHANNEL, program) as server, chromium() as browser:
+        assert server.broker is not None
+        file = server.root / "hanako/n.ipynb"
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        file.write_text(json.dumps(notebook("6 * 7") | {"metadata": {"kernelspec": kernel}}))
+        lab = Lab(server.base, SessionFolder(tmp_path, server.root), server.process, server.log)
+
+        def saved() -> str:
+            return file.read_text()
+
+        with visited(browser, lab, "hanako/n.ipynb") as book:
+            book.run_all()
+            book.page.evaluate(SAVE)
+            assert '"42"' in saved()
+            server.broker.send(signal.SIGKILL)
+            book.page.evaluate(WRITE, "# after a cut")
+            book.page.evaluate(SAVE)
+            wait_for(lambda: "# after a cut" in saved(), "the save after a cut")
+            away = server.broker.path.with_name("away.sock")
+            server.broker.path.rename(away)
+            server.broker.send(signal.SIGKILL)
+            book.page.evaluate(WRITE, "# while away")
+            book.page.evaluate(f"() => {{ ({SAVE})().catch(() => null); }}")
+            dialog = book.page.locator(".jp-Dialog")
+            dialog.wait_for()
+            assert "the way to the work folder is closed" in dialog.inner_text()
+            dialog.locator("button").last.click()
+            assert "# while away" not in saved()
+            assert book.page.locator(".cm-content", has_text="# while away").count() == 1
+            away.rename(server.broker.path)
+            book.page.evaluate(SAVE)
+            wait_for(lambda: "# while away" in saved(), "the save when the store is back")
+            assert not book.errors
 
 
 def test_a_full_disk_is_told_and_the_old_file_stays(channel: Running) -> None:
