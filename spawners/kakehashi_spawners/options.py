@@ -166,7 +166,7 @@ def offer(
     Returns
     -------
     dict
-        ``{"projects": [..], "sites": {NAME: {"title","title_ja","queues": [..]}}}``.
+        ``{"projects": [..], "sites": {NAME: {"title","title_ja","walls","queues": [..]}}}``.
     """
     wanted = {name for project in projects for name in project.get("sites", ())}
     mine = {
@@ -181,6 +181,7 @@ def offer(
             name: {
                 "title": site.title,
                 "title_ja": site.title_ja,
+                "walls": site.node.walls,
                 "queues": [
                     _queue(queue, {state.name: state for state in live.get(name, ())})
                     for queue in site.queues

@@ -70,8 +70,8 @@ memory_mb = 2000
 
 
 PLAIN_SITE = """\
-title = "Slurm cluster, nodes without user namespaces"
-title_ja = "名前空間のないSlurmクラスタ"
+title = "Slurm cluster, {title}"
+title_ja = "Slurmクラスタ、{title_ja}"
 scheduler = "slurm"
 agent = {agent}
 addresses = ["{gateway}/32"]
@@ -90,6 +90,10 @@ ACCOUNT_NODE = """\
 [sites.slurm-account.node]
 walls = "account"
 """
+PLAIN_SITES = (
+    ("slurm-plain", "nodes without user namespaces", "名前空間のないノード", ""),
+    ("slurm-account", "plain nodes, weaker walls", "弱い隔離のノード", ACCOUNT_NODE),
+)
 PLAIN_SITE_FILE = "/etc/kakehashi-site-plain.json"
 
 
@@ -215,12 +219,14 @@ def _start(lease_minutes: float) -> Lab:
             **{
                 site: PLAIN_SITE.format(
                     site=site,
+                    title=title,
+                    title_ja=title_ja,
                     agent=json.dumps(services.agent_argv(PLAIN_SITE_FILE)),
                     accounts=inline_table(accounts),
                     **PLATFORM,
                 )
                 + extra
-                for site, extra in (("slurm-plain", ""), ("slurm-account", ACCOUNT_NODE))
+                for site, title, title_ja, extra in PLAIN_SITES
             },
         },
         tls=True,

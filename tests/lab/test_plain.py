@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser
 
 from kakehashi.verify.canary import Canary
 from tests.lab import look, verify
+from tests.lab.browser import visitor
 from tests.lab.client import Client, ClientError
 from tests.lab.lab import Lab
 
@@ -55,3 +58,23 @@ def test_the_canary_finds_nothing_after_weaker_walls(lab: Lab, way: str) -> None
     assert report["ok"], json.dumps(report, indent=1)[:6000]
     assert report["walls"] == "account"
     assert report["refused_in_session"]["System V segment"]
+
+
+def test_the_lab_in_a_browser_behind_weaker_walls(
+    lab: Lab, browser: Browser, tmp_path: Path
+) -> None:
+    with visitor(browser, lab.url, "suzuki", shots=tmp_path) as suzuki:
+        suzuki.log_in()
+        suzuki.spawn(project="lung-ct", site="slurm-account", queue="plain", gpus=0, hours=1)
+        suzuki.open_notebook(f"{suzuki.name}/01_first_look.ipynb")
+        suzuki.run_all()
+        for selector in (".kkh-cohort", ".kkh-viewer"):
+            suzuki.page.locator(selector).first.scroll_into_view_if_needed()
+            suzuki.page.wait_for_selector(f"{selector}[data-state=ready]")
+            suzuki.shot(selector[1:])
+        suzuki.stop()
+        suzuki.page.locator("a.mono").first.click()
+        suzuki.page.wait_for_load_state()
+        said = suzuki.page.locator("#receipt-items", has_text="account: the site has no namespaces")
+        said.wait_for()
+        suzuki.shot("receipt")

@@ -61,6 +61,7 @@ def choices(free=3):
             "flow": {
                 "title": "University supercomputer",
                 "title_ja": "大学スーパーコンピューター",
+                "walls": "namespaces",
                 "queues": [
                     {
                         "name": "gpu-share",
@@ -100,6 +101,7 @@ def choices(free=3):
             "mdx": {
                 "title": "Virtual machine with A100",
                 "title_ja": "A100 仮想マシン",
+                "walls": "account",
                 "queues": [
                     {
                         "name": "gpu-share",

@@ -37,7 +37,9 @@ CHOICES: dict[str, Any] = {
             "series": 3,
         }
     ],
-    "sites": {"flow": {"title": "Flow", "title_ja": "不老", "queues": [QUEUE]}},
+    "sites": {
+        "flow": {"title": "Flow", "title_ja": "不老", "walls": "namespaces", "queues": [QUEUE]}
+    },
 }
 HOSTILE = "</script><script>alert(1)</script>\u2028<!--"
 

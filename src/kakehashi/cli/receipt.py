@@ -83,6 +83,7 @@ def _print(document: dict[str, Any]) -> None:
         ("Site", "site"),
         ("Node", "host"),
         ("Job", "job"),
+        ("Walls", "walls"),
         ("Granted", "granted_at"),
         ("Ended", "ended_at"),
         ("Because", "reason"),
