@@ -25,14 +25,16 @@ def main() -> int:
 
 
 def _matrix(lab: Lab) -> int:
-    table = Table("end", "ok", "findings", "live", "receipt", "control")
+    table = Table("site", "end", "ok", "findings", "live", "receipt", "control")
     control = self_test_of(verify.deployment(lab))
-    table.add_row("(self-test)", str(control["ok"]), "", "", "", f"{control['controls']} planted")
+    planted = f"{control['controls']} planted"
+    table.add_row("", "(self-test)", str(control["ok"]), "", "", "", planted)
     well = bool(control["ok"])
-    for way in ("stop", *verify.Ways(lab).all()):
-        report = Canary(verify.deployment(lab), way).run()
+    for site, way in ((site, way) for site in verify.OPTIONS for way in verify.ways(lab, site)):
+        report = Canary(verify.deployment(lab, site), way).run()
         well = well and bool(report["ok"])
         table.add_row(
+            site,
             way,
             str(report["ok"]),
             str(len(report["findings"])),

@@ -63,6 +63,12 @@ def deployment(lab: Lab, site: str = "slurm") -> Deployment:
     )
 
 
+def ways(lab: Lab, site: str) -> list[str]:
+    """Return how sessions of a site can end; what has no namespaces has none that are held."""
+    known = ["stop", *Ways(lab).all()]
+    return [way for way in known if site == "slurm" or way != "held-namespaces"]
+
+
 @dataclass(frozen=True)
 class Ways:
     """How sessions of the lab die."""
