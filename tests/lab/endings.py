@@ -30,7 +30,8 @@ def _matrix(lab: Lab) -> int:
     planted = f"{control['controls']} planted"
     table.add_row("", "(self-test)", str(control["ok"]), "", "", "", planted)
     well = bool(control["ok"])
-    for site, way in ((site, way) for site in verify.OPTIONS for way in verify.ways(lab, site)):
+    matrix = [(site, way) for site in verify.OPTIONS for way in verify.ways(lab, site)]
+    for site, way in matrix:
         report = Canary(verify.deployment(lab, site), way).run()
         well = well and bool(report["ok"])
         table.add_row(
