@@ -9,7 +9,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
-BENCHMARKS = ("spawn",)
+BENCHMARKS = ("spawn", "link")
 
 
 def render(documents: list[dict[str, object]]) -> str:
@@ -38,15 +38,16 @@ def render(documents: list[dict[str, object]]) -> str:
                 ]
             ),
             "",
-            "| quantity | median | min | max | runs |",
-            "|---|---:|---:|---:|---:|",
         ]
-        for item in document["series"]:  # type: ignore[attr-defined]
-            lines.append(
-                f"| {item['name']} | {item['median']:.3g} {item['unit']} | "
-                f"{min(item['values']):.3g} | {max(item['values']):.3g} | {len(item['values'])} |"
-            )
-        lines.append("")
+        for table in document["tables"]:  # type: ignore[attr-defined]
+            if table["title"] != document["title"]:
+                lines += [f"### {table['title']}", ""]
+            lines += [
+                f"| {' | '.join(table['columns'])} |",
+                "|---|" + "---:|" * (len(table["columns"]) - 1),
+                *(f"| {' | '.join(row)} |" for row in table["rows"]),
+                "",
+            ]
         for goal in document["goals"]:  # type: ignore[attr-defined]
             lines.append(
                 f"- {goal['name']}: {goal['value']:.3g} (95 % bounds {goal['low']:.3g} to "

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as Screen
 
 RESAMPLES = 4000
 
@@ -45,6 +45,15 @@ class Goal:
     met: bool
 
 
+@dataclass(frozen=True)
+class Table:
+    """Figures laid out for the page, where one row for each quantity would be too long."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
 def bounds(values: Sequence[float]) -> tuple[float, float]:
     """Return the 95 % bootstrap bounds of the median."""
     chance = random.Random(1)
@@ -58,6 +67,12 @@ def at_most(name: str, values: Sequence[float], limit: float, unit: str) -> Goal
     """State a goal that a quantity's median must not exceed."""
     low, high = bounds(values)
     return Goal(name, statistics.median(values), low, high, f"<= {limit:g} {unit}", high <= limit)
+
+
+def at_least(name: str, values: Sequence[float], limit: float) -> Goal:
+    """State a goal that a quantity's median must reach."""
+    low, high = bounds(values)
+    return Goal(name, statistics.median(values), low, high, f">= {limit:g}", low >= limit)
 
 
 def interleaved(
@@ -107,23 +122,46 @@ def arguments(description: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def all_of(title: str, series: Sequence[Series]) -> Table:
+    """Lay out every quantity by itself."""
+    return Table(
+        title,
+        ("quantity", "median", "min", "max", "runs"),
+        tuple(
+            (
+                item.name,
+                f"{item.median:.3g} {item.unit}",
+                f"{min(item.values):.3g}",
+                f"{max(item.values):.3g}",
+                str(len(item.values)),
+            )
+            for item in series
+        ),
+    )
+
+
 def report(
-    title: str, series: Sequence[Series], goals: Sequence[Goal], *, quick: bool, path: Path | None
+    title: str,
+    series: Sequence[Series],
+    goals: Sequence[Goal],
+    *,
+    quick: bool,
+    path: Path | None,
+    tables: Sequence[Table] = (),
 ) -> None:
-    """Print the table, and write the same as JSON where asked."""
+    """Print the tables, and write the same as JSON where asked.
+
+    Without ``tables`` there is one of all the series.
+    """
     console = Console(width=110)
-    table = Table(title=title)
-    for column in ("quantity", "median", "min", "max", "runs"):
-        table.add_column(column, justify="left" if column == "quantity" else "right")
-    for item in series:
-        table.add_row(
-            item.name,
-            f"{item.median:.3g} {item.unit}",
-            f"{min(item.values):.3g}",
-            f"{max(item.values):.3g}",
-            str(len(item.values)),
-        )
-    console.print(table)
+    shown = tables or [all_of(title, series)]
+    for table in shown:
+        screen = Screen(title=table.title)
+        for number, column in enumerate(table.columns):
+            screen.add_column(column, justify="right" if number else "left")
+        for row in table.rows:
+            screen.add_row(*row)
+        console.print(screen)
     for goal in goals:
         console.print(
             f"{'met' if goal.met else 'NOT MET'}: {goal.name}: {goal.value:.3g} "
@@ -141,5 +179,6 @@ def report(
             "cpu_seconds": round(cpu_seconds(), 1),
             "series": [asdict(item) | {"median": item.median} for item in series],
             "goals": [asdict(goal) for goal in goals],
+            "tables": [asdict(table) for table in shown],
         }
         path.write_text(json.dumps(document, indent=2) + "\n")

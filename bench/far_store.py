@@ -1,0 +1,328 @@
+"""A store at the far end of a line, and the ways to read from it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kakehashi.link import Reader
+from tests.lab.hosts import ENVIRONMENT, run, wait_for
+from tests.lab.wan import ADDRESSES, Network, Wan
+from tests.link.mounted import MountedView
+
+BLOCK = 131072
+PACKED = (20, 100 << 20)
+SMALL = (4000, 256 << 10)
+HEADER_BYTES = 4096
+IPERF_PORT, SSH_PORT = 5201, 22
+# The first of the product's own list.
+CIPHER = "aes128-gcm@openssh.com"
+TUNED = (
+    f"ro,Ciphers={CIPHER},compression=no,kernel_cache,auto_cache,"
+    "dcache_timeout=86400,entry_timeout=86400,attr_timeout=86400"
+)
+READ_AHEAD_KIB = 16384
+BACKGROUND = 256
+CONNECTIONS_AT_MOST = 8
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """CPU seconds so far: of the program that reads, and of ssh and sshd for it."""
+
+    client: float
+    ssh: float
+
+
+@dataclass(frozen=True)
+class Load:
+    """Something that reads: how far it is, and what it has cost."""
+
+    done: Callable[[], int]
+    cost: Callable[[], Cost]
+
+
+def cpu_of(pid: int, *, children: bool = True) -> float:
+    """Return the CPU seconds of a process, with all below it where asked."""
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return 0.0
+    own = (int(words[11]) + int(words[12])) * TICK_S
+    if not children:
+        return own
+    ended = (int(words[13]) + int(words[14])) * TICK_S
+    return own + ended + sum(cpu_of(int(child)) for child in below)
+
+
+class FarStore:
+    """The store's host, the site's host, and the line between them."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self.base = Path(tempfile.mkdtemp(prefix="kakehashi-bench-", dir="/dev/shm"))
+        stack.callback(shutil.rmtree, self.base)
+        self.site = stack.enter_context(Network())
+        self.store = stack.enter_context(Network())
+        self.wan = stack.enter_context(Wan(self.site.path, self.store.path))
+        self.packed, self.small, self.sha256 = self._fill(self.base / "data")
+        self._mounts = 0
+        self._sshd = self._start_sshd(stack)
+        server = subprocess.Popen(
+            self.store.inside(["iperf3", "-s", "-p", str(IPERF_PORT)]),
+            stdout=subprocess.DEVNULL,
+            env=ENVIRONMENT,
+        )
+        stack.callback(server.wait)
+        stack.callback(server.terminate)
+
+    def _fill(self, root: Path) -> tuple[list[str], list[str], str]:
+        # Nothing on the way looks into the bytes, but they must not be compressible or alike.
+        source = os.urandom(PACKED[1])
+        digests: list[dict[str, object]] = []
+        names: dict[str, list[str]] = {"1": [], "2": []}
+        (root / "series").mkdir(parents=True)
+        root.chmod(0o755)
+        for kind, (count, size) in (("1", PACKED), ("2", SMALL)):
+            for number in range(count):
+                start = number * 4099 % (PACKED[1] - SMALL[1])
+                data = (
+                    (source[start:] + source[:start])[:size]
+                    if size > SMALL[1]
+                    else source[start : start + size]
+                )
+                path = f"series/{kind}.{number}.ozx"
+                hashes = b"".join(
+                    hashlib.sha256(data[at : at + BLOCK]).digest() for at in range(0, size, BLOCK)
+                )
+                (root / path).write_bytes(data)
+                (root / path).with_suffix(".blocks").write_bytes(hashes)
+                names[kind].append(path)
+                digests.append(
+                    {
+                        "path": path,
+                        "size": size,
+                        "blocks": hashlib.sha256(hashes).hexdigest(),
+                        "series": {},
+                    }
+                )
+        raw = json.dumps(
+            {
+                "kakehashi_manifest": 1,
+                "project": "bench",
+                "cohort": {"version": 1, "sha256": "0" * 64},
+                "block_size": BLOCK,
+                "files": digests,
+            }
+        ).encode()
+        (root / "manifest.json").write_bytes(raw)
+        return names["1"], names["2"], hashlib.sha256(raw).hexdigest()
+
+    def _start_sshd(self, stack: contextlib.ExitStack) -> int:
+        for name in ("host", "user"):
+            run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.base / name)])
+        host_key = (self.base / "host.pub").read_text()
+        (self.base / "known").write_text(f"{ADDRESSES[1]} {host_key}")
+        config = self.base / "sshd_config"
+        # The chroot's folders must be root's all the way, which /dev/shm itself is not.
+        root = Path(tempfile.mkdtemp(prefix="kakehashi-bench-", dir="/run"))
+        stack.callback(root.rmdir)
+        run(["mount", "--bind", str(self.base / "data"), str(root)])
+        stack.callback(run, ["umount", "--lazy", str(root)])
+        config.write_text(
+            f"Port {SSH_PORT}\nListenAddress {ADDRESSES[1]}\nHostKey {self.base / 'host'}\n"
+            f"AuthorizedKeysFile {self.base / 'user.pub'}\nStrictModes no\nUsePAM no\n"
+            f"PidFile none\nPermitRootLogin prohibit-password\nMaxStartups 100\n"
+            f"ChrootDirectory {root}\nSubsystem sftp internal-sftp\n"
+            f"ForceCommand internal-sftp -R\n"
+        )
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+        log = stack.enter_context((self.base / "sshd.log").open("wb"))
+        sshd = subprocess.Popen(
+            self.store.inside(["/usr/sbin/sshd", "-D", "-e", "-f", str(config)]),
+            stderr=log,
+            env=ENVIRONMENT,
+        )
+        stack.callback(sshd.wait)
+        stack.callback(sshd.terminate)
+
+        def answers() -> bool:
+            with self.site.socket() as probe:
+                return probe.connect_ex((ADDRESSES[1], SSH_PORT)) == 0
+
+        wait_for("the store's sshd", answers)
+        return sshd.pid
+
+    def _ssh_options(self) -> dict[str, str]:
+        return {
+            "BatchMode": "yes",
+            "Compression": "no",
+            "GlobalKnownHostsFile": "/dev/null",
+            "IdentitiesOnly": "yes",
+            "IdentityAgent": "none",
+            "IdentityFile": str(self.base / "user"),
+            "LogLevel": "ERROR",
+            "UserKnownHostsFile": str(self.base / "known"),
+        }
+
+    # -- ways to read ---------------------------------------------------------------------
+
+    def iperf(self, seconds: int) -> float:
+        """Return what plain TCP carries from the store to the site, in MB/s."""
+        argv = ["iperf3", "-c", ADDRESSES[1], "-p", str(IPERF_PORT), "-R", "-P", "4", "-O", "1"]
+        document: dict[str, dict[str, dict[str, float]]] = {}
+
+        def measured() -> bool:
+            # The server takes the next client a moment after it let go of the last.
+            done = subprocess.run(
+                self.site.inside([*argv, "-t", str(seconds), "-J"]),
+                capture_output=True,
+                check=False,
+                env=ENVIRONMENT,
+            )
+            document.update(json.loads(done.stdout))
+            return done.returncode == 0
+
+        wait_for("iperf3", measured, 60)
+        return document["end"]["sum_received"]["bits_per_second"] / 8e6
+
+    def channels(self, stack: contextlib.ExitStack) -> tuple[Connect, Callable[[], float]]:
+        """Return what opens SFTP channels to the store, and their CPU seconds."""
+        clients: list[subprocess.Popen[bytes]] = []
+        argv = ["ssh", "-F", "none", "-T", "-p", str(SSH_PORT)]
+        for name, value in (self._ssh_options() | {"Ciphers": CIPHER}).items():
+            argv += ["-o", f"{name}={value}"]
+        argv += ["-s", f"root@{ADDRESSES[1]}", "sftp"]
+
+        def connect() -> socket.socket:
+            near, far = socket.socketpair()
+            with far:
+                clients.append(
+                    subprocess.Popen(
+                        self.site.inside(argv), stdin=far.fileno(), stdout=far.fileno()
+                    )
+                )
+            return near
+
+        def end() -> None:
+            for client in clients:
+                client.kill()
+                client.wait()
+
+        stack.callback(end)
+        return connect, lambda: sum(cpu_of(client.pid) for client in clients)
+
+    def reader(self, stack: contextlib.ExitStack) -> tuple[Reader, Callable[[], Cost]]:
+        """Return the reader, as a session makes it."""
+        connect, ssh = self.channels(stack)
+        reader = Reader.connect(connect, manifest_path="/manifest.json", sha256=self.sha256)
+        stack.enter_context(reader)
+        return reader, lambda: Cost(time.process_time(), ssh() + cpu_of(self._sshd))
+
+    def view(self, stack: contextlib.ExitStack) -> tuple[Path, Callable[[], Cost]]:
+        """Return the view's mount, as a session has it."""
+        connect, ssh = self.channels(stack)
+        point = self._mount_point()
+        view = MountedView(point, connect, "/manifest.json", self.sha256, ())
+        stack.callback(view.close)
+        view.ready()
+        pid = view.process.pid
+        return view.root, lambda: Cost(cpu_of(pid), ssh() + cpu_of(self._sshd))
+
+    def sshfs(
+        self, stack: contextlib.ExitStack, *, tuned: bool, workers: int = 1
+    ) -> tuple[Path, Callable[[], Cost]]:
+        """Return sshfs's mount, as it is or with what is known to help."""
+        point = self._mount_point()
+        options = ",".join(f"{name}={value}" for name, value in self._ssh_options().items())
+        argv = ["sshfs", f"root@{ADDRESSES[1]}:/", str(point), "-f", "-o", options]
+        if tuned:
+            connections = min(workers, CONNECTIONS_AT_MOST)
+            argv += ["-o", TUNED, "-o", f"max_conns={connections}"]
+        process = subprocess.Popen(self.site.inside(argv), env=ENVIRONMENT)
+
+        def end() -> None:
+            run(["umount", "--lazy", str(point)])
+            process.wait()
+
+        wait_for("sshfs", lambda: os.path.ismount(point))
+        stack.callback(end)
+        if tuned:
+            number = os.minor(point.stat().st_dev)
+            Path(f"/sys/class/bdi/0:{number}/read_ahead_kb").write_text(str(READ_AHEAD_KIB))
+            with contextlib.suppress(OSError):
+                # Only where the control file system is mounted.
+                Path(f"/sys/fs/fuse/connections/{number}/max_background").write_text(
+                    str(BACKGROUND)
+                )
+
+        def cost() -> Cost:
+            own = cpu_of(process.pid, children=False)
+            return Cost(own, cpu_of(process.pid) - own + cpu_of(self._sshd))
+
+        return point, cost
+
+    def _mount_point(self) -> Path:
+        self._mounts += 1
+        point = self.base / f"mount{self._mounts}"
+        point.mkdir()
+        return point
+
+
+Connect = Callable[[], socket.socket]
+
+
+@contextlib.contextmanager
+def at_work(
+    files: Sequence[str], workers: int, read: Callable[[str, Callable[[int], None]], None]
+) -> Iterator[Callable[[], int]]:
+    """Let workers read the files, each its share, over and over; gives what they have done."""
+    counts = [0] * workers
+    stopped = threading.Event()
+    failures: list[BaseException] = []
+
+    class _Stopped(Exception):  # noqa: N818 - it is no error
+        pass
+
+    def work(number: int) -> None:
+        def tell(done: int) -> None:
+            counts[number] += done
+            if stopped.is_set():
+                raise _Stopped
+
+        try:
+            while True:
+                for path in files[number::workers]:
+                    read(path, tell)
+        except _Stopped:
+            pass
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(workers)]
+    for thread in threads:
+        thread.start()
+
+    def done() -> int:
+        if failures:
+            raise failures[0]
+        return sum(counts)
+
+    try:
+        yield done
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()

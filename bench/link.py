@@ -1,0 +1,342 @@
+"""The store over distance: plain TCP, sshfs, the read-only view and the reader, side by side.
+
+Store and site are two network namespaces; the line between them has the given round trip and
+rate (``tests/lab/wan.py``). Each way reads by itself, in turn with all others, from a connection
+or mount of its own, so nothing is cached; what is timed begins a second after the start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+# Run as a script, this folder is on the path but not its parent.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.far_store import HEADER_BYTES, Cost, FarStore, at_work
+from bench.figures import Goal, Series, Table, arguments, at_least, interleaved, report
+from tests.lab.hosts import need_root
+
+ROUNDS = 3
+WARM_S = 1.0
+READ_BYTES = 1 << 20
+RTTS_MS = (0, 5, 10, 20, 50)
+RATES_MBIT = (2000, None)
+SAMPLE = (10, 2000)
+"""Round trip and rate for which CPU seconds are shown, as the goals are for 2 Gbit/s."""
+
+Place = tuple[int, int | None]
+Mount = Callable[[FarStore, contextlib.ExitStack], tuple[Path, Callable[[], Cost]]]
+Start = Callable[[FarStore, contextlib.ExitStack], tuple[Callable[[], int], Callable[[], Cost]]]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to read; ``unit`` is what is counted."""
+
+    name: str
+    start: Start
+    unit: str = "MB/s"
+
+
+def from_mount(
+    far: FarStore,
+    stack: contextlib.ExitStack,
+    *,
+    mount: Mount,
+    kind: str,
+    workers: int,
+) -> tuple[Callable[[], int], Callable[[], Cost]]:
+    """Read through a mount, as any program does."""
+    root, cost = mount(far, stack)
+
+    def whole(path: str, tell: Callable[[int], None]) -> None:
+        with (root / path).open("rb", buffering=0) as file:
+            while data := file.read(READ_BYTES):
+                tell(len(data))
+
+    def header(path: str, tell: Callable[[int], None]) -> None:
+        with (root / path).open("rb", buffering=0) as file:
+            file.read(HEADER_BYTES)
+        tell(1)
+
+    read = header if kind == "headers" else whole
+    return stack.enter_context(at_work(files_of(far, kind), workers, read)), cost
+
+
+def from_reader(
+    far: FarStore, stack: contextlib.ExitStack, *, kind: str, workers: int
+) -> tuple[Callable[[], int], Callable[[], Cost]]:
+    """Read through the reader, each file whole."""
+    reader, cost = far.reader(stack)
+
+    def whole(path: str, tell: Callable[[int], None]) -> None:
+        with reader.open(path) as file:
+            for at in range(0, file.size, READ_BYTES * 8):
+                tell(len(file.read(at, READ_BYTES * 8)))
+
+    def header(path: str, tell: Callable[[int], None]) -> None:
+        with reader.open(path) as file:
+            file.read(0, HEADER_BYTES)
+        tell(1)
+
+    read = header if kind == "headers" else whole
+    return stack.enter_context(at_work(files_of(far, kind), workers, read)), cost
+
+
+def files_of(far: FarStore, kind: str) -> list[str]:
+    return far.packed if kind == "packed" else far.small
+
+
+def _ways() -> tuple[Way, ...]:
+    ways = []
+
+    def plain(far: FarStore, stack: contextlib.ExitStack) -> tuple[Path, Callable[[], Cost]]:
+        return far.sshfs(stack, tuned=False)
+
+    def tuned(
+        far: FarStore, stack: contextlib.ExitStack, *, workers: int
+    ) -> tuple[Path, Callable[[], Cost]]:
+        return far.sshfs(stack, tuned=True, workers=workers)
+
+    for kind, mounted in (
+        ("packed", (("sshfs", 1), ("tuned sshfs", 1), ("tuned sshfs", 4), ("tuned sshfs", 16),
+                    ("view", 1), ("view", 4))),
+        ("small", (("sshfs", 1), ("tuned sshfs", 16), ("view", 1), ("view", 16))),
+        ("headers", (("tuned sshfs", 16), ("view", 16))),
+    ):  # fmt: skip
+        unit = "files/s" if kind == "headers" else "MB/s"
+        for name, workers in mounted:
+            mounts: dict[str, Mount] = {
+                "sshfs": plain,
+                "tuned sshfs": functools.partial(tuned, workers=workers),
+                "view": FarStore.view,
+            }
+            start = functools.partial(from_mount, mount=mounts[name], kind=kind, workers=workers)
+            ways.append(Way(label(kind, name, workers), start, unit))
+        for workers in (1, 4) if kind == "packed" else (16, 64):
+            start = functools.partial(from_reader, kind=kind, workers=workers)
+            ways.append(Way(label(kind, "reader", workers), start, unit))
+    return tuple(ways)
+
+
+def label(kind: str, name: str, workers: int) -> str:
+    return f"{kind}, {name}, {workers} at once" if workers > 1 else f"{kind}, {name}"
+
+
+IPERF = "iperf3, 4 connections"
+FIRST_BYTE = "first byte, reader"
+FIRST_BYTE_SSHFS = "first byte, sshfs"
+WAYS = _ways()
+
+
+class Bench:
+    """All ways at all places; keeps the CPU seconds beside the rates that it returns."""
+
+    def __init__(self, far: FarStore, seconds: int) -> None:
+        self.far = far
+        self.seconds = seconds
+        self.costs: dict[tuple[Place, str], list[Cost]] = {}
+
+    def _go_to(self, place: Place) -> None:
+        rtt_ms, rate_mbit = place
+        self.far.wan.set(delay_ms=rtt_ms / 2, rate_mbit=rate_mbit)
+
+    def iperf(self, place: Place) -> float:
+        self._go_to(place)
+        return self.far.iperf(self.seconds)
+
+    def rate(self, place: Place, way: Way) -> float:
+        """Return MB/s or files/s."""
+        self._go_to(place)
+        with contextlib.ExitStack() as stack:
+            done, cost = way.start(self.far, stack)
+            time.sleep(WARM_S)
+            begun, before, started = done(), cost(), time.monotonic()
+            time.sleep(self.seconds)
+            count, after, ended = done() - begun, cost(), time.monotonic()
+        scale = 1e6 if way.unit == "MB/s" else 1
+        gigabytes = count / 1e9
+        if way.unit == "MB/s" and gigabytes:
+            self.costs.setdefault((place, way.name), []).append(
+                Cost(
+                    (after.client - before.client) / gigabytes,
+                    (after.ssh - before.ssh) / gigabytes,
+                )
+            )
+        return count / scale / (ended - started)
+
+    def first_byte(self, place: Place) -> float:
+        """Return the ms from nothing to the first verified bytes: ssh, manifest, hashes, block."""
+        self._go_to(place)
+        started = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            reader, _ = self.far.reader(stack)
+            with reader.open(self.far.packed[0]) as file:
+                file.read(0, HEADER_BYTES)
+            return (time.monotonic() - started) * 1e3
+
+    def first_byte_sshfs(self, place: Place) -> float:
+        """Return the ms from nothing to the first bytes through sshfs."""
+        self._go_to(place)
+        started = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            root, _ = self.far.sshfs(stack, tuned=False)
+            with (root / self.far.packed[0]).open("rb", buffering=0) as file:
+                file.read(HEADER_BYTES)
+            return (time.monotonic() - started) * 1e3
+
+
+def name_of(place: Place) -> str:
+    rtt_ms, rate_mbit = place
+    return f"{rtt_ms} ms, {f'{rate_mbit / 1000:g} Gbit/s' if rate_mbit else 'no limit'}"
+
+
+def key(place: Place, way: str) -> str:
+    return f"{name_of(place)}: {way}"
+
+
+Values = dict[str, tuple[float, ...]]
+
+
+def ratios(values: Values, one: str, other: str) -> tuple[float, ...]:
+    """Return one by the other, run by run."""
+    return tuple(a / b for a, b in zip(values[one], values[other], strict=True))
+
+
+def median(values: Sequence[float]) -> float:
+    return Series("", "", tuple(values)).median
+
+
+def tables(
+    values: Values, places: Sequence[Place], costs: dict[tuple[Place, str], list[Cost]]
+) -> list[Table]:
+    """Lay the figures out by round trip."""
+    found = []
+    runs = len(next(iter(values.values())))
+    rates = list(dict.fromkeys(rate for _, rate in places))
+    for rate in rates:
+        here = [place for place in places if place[1] == rate]
+        rows = [
+            (IPERF, *(f"{median(values[key(place, IPERF)]):.0f}" for place in here)),
+        ]
+        for way in WAYS:
+            cells = []
+            for place in here:
+                value = median(values[key(place, way.name)])
+                share = median(ratios(values, key(place, way.name), key(place, IPERF)))
+                cells.append(f"{value:.0f} ({share:.0%})" if way.unit == "MB/s" else f"{value:.0f}")
+            rows.append((f"{way.name} [{way.unit}]" if way.unit != "MB/s" else way.name, *cells))
+        for name in (FIRST_BYTE, FIRST_BYTE_SSHFS):
+            cells = [f"{median(values[key(place, name)]):.0f}" for place in here]
+            rows.append((f"{name} [ms]", *cells))
+        limit = f"{rate / 1000:g} Gbit/s" if rate else "no limit of rate"
+        found.append(
+            Table(
+                f"{limit}: MB/s and the share of iperf3 in the same round, median of {runs}",
+                ("way", *(f"RTT {place[0]} ms" for place in here)),
+                tuple(rows),
+            )
+        )
+    if SAMPLE in places:
+        rows = [
+            (
+                way.name,
+                f"{median([cost.client for cost in costs[SAMPLE, way.name]]):.2f}",
+                f"{median([cost.ssh for cost in costs[SAMPLE, way.name]]):.2f}",
+            )
+            for way in WAYS
+            if (SAMPLE, way.name) in costs
+        ]
+        found.append(
+            Table(
+                f"{name_of(SAMPLE)}: CPU seconds for a GB",
+                ("way", "sshfs, view or reader", "ssh and sshd"),
+                tuple(rows),
+            )
+        )
+    return found
+
+
+def goals(values: Values, places: Sequence[Place]) -> list[Goal]:
+    """State what was asked of the link at 2 Gbit/s."""
+    found = []
+    packed, small = label("packed", "reader", 4), label("small", "reader", 64)
+    for place in places:
+        if place[1] != SAMPLE[1] or place[0] > 20:
+            continue
+        line, at = key(place, IPERF), name_of(place)
+        found += [
+            at_least(f"{at}: reader, packed, of iperf3", ratios(values, key(place, packed), line),
+                     0.95),
+            at_least(f"{at}: reader, small files, of iperf3",
+                     ratios(values, key(place, small), line), 0.90),
+            at_least(f"{at}: view of reader, packed, one at a time",
+                     ratios(values, key(place, label("packed", "view", 1)),
+                            key(place, label("packed", "reader", 1))), 0.75),
+        ]  # fmt: skip
+        if place == SAMPLE:
+            found += [
+                at_least(f"{at}: view of plain sshfs, packed",
+                         ratios(values, key(place, label("packed", "view", 1)),
+                                key(place, label("packed", "sshfs", 1))), 5),
+                at_least(f"{at}: headers by the reader, files/s",
+                         values[key(place, label("headers", "reader", 64))], 2000),
+            ]  # fmt: skip
+    near, far = (0, SAMPLE[1]), (20, SAMPLE[1])
+    if near in places and far in places:
+        found.append(
+            at_least("reader, packed: RTT 20 ms of RTT 0 ms at 2 Gbit/s",
+                     ratios(values, key(far, packed), key(near, packed)), 0.9)
+        )  # fmt: skip
+    return found
+
+
+def main() -> None:
+    """Measure and report."""
+    need_root()
+    options = arguments("reading the store over distance")
+    places: list[Place] = [(rtt, rate) for rate in RATES_MBIT for rtt in RTTS_MS]
+    rounds, seconds = ROUNDS, 2
+    if options.quick:
+        places, rounds, seconds = [SAMPLE], 1, 1
+    # Ended from outside too, it leaves no mount and no process.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
+    with contextlib.ExitStack() as stack:
+        far = FarStore(stack)
+        bench = Bench(far, seconds)
+        ways: dict[str, Callable[[], float]] = {}
+        for place in places:
+            ways[key(place, IPERF)] = functools.partial(bench.iperf, place)
+            for way in WAYS:
+                ways[key(place, way.name)] = functools.partial(bench.rate, place, way)
+            ways[key(place, FIRST_BYTE)] = functools.partial(bench.first_byte, place)
+            ways[key(place, FIRST_BYTE_SSHFS)] = functools.partial(bench.first_byte_sshfs, place)
+        values = interleaved(ways, rounds, Console(stderr=True))
+        line = far.wan.figures()
+    for direction in line.directions:
+        if direction.memory_dropped or direction.refused:
+            raise SystemExit(f"the line was asked too much of, the figures are void: {direction}")
+    units = {way.name: way.unit for way in WAYS} | {
+        IPERF: "MB/s", FIRST_BYTE: "ms", FIRST_BYTE_SSHFS: "ms"
+    }  # fmt: skip
+    report(
+        "Reading the store over distance",
+        [Series(name, units[name.split(": ", 1)[1]], found) for name, found in values.items()],
+        goals(values, places),
+        tables=tables(values, places, bench.costs),
+        quick=options.quick,
+        path=options.json,
+    )
+
+
+if __name__ == "__main__":
+    main()
