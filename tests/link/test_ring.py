@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from kakehashi.errors import LinkClosedError
 from kakehashi.link import Ring
 from kakehashi.link.ring import _MOST_AHEAD
+from tests.lab.hosts import wait_for
 
 SECONDS = 20
 
@@ -54,14 +55,6 @@ class Thing:
         return self.number
 
 
-def until(condition: object, what: str = "") -> None:
-    assert callable(condition)
-    end = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < end, what or "the condition did not come true in time"
-        threading.Event().wait(0.001)
-
-
 @settings(max_examples=80, deadline=None)
 @given(
     sizes=st.lists(st.integers(0, 150), max_size=40),
@@ -87,10 +80,10 @@ def test_whatever_the_sizes_all_come_in_order_and_the_bound_holds(
 def test_it_fetches_ahead_up_to_its_bound_and_no_further() -> None:
     ring, watch = Ring(30), Watch()
     with ring.stream(Thing(n, 10, watch) for n in itertools.count()) as stream:
-        until(lambda: ring.stats().prefetched == 3)
+        wait_for("items fetched ahead", lambda: ring.stats().prefetched == 3)
         assert ring.stats().held_bytes == 30
         assert next(stream) == 0
-        until(lambda: ring.stats().prefetched == 4)
+        wait_for("items fetched ahead", lambda: ring.stats().prefetched == 4)
         assert sorted(watch.loads) == [0, 1, 2, 3]
         assert ring.stats().waited == 0
         assert ring.stats().evicted == 1
@@ -101,7 +94,7 @@ def test_an_item_larger_than_the_ring_is_read_through_while_the_next_ones_are_fe
     ring, watch = Ring(20), Watch()
     things = [Thing(0, 21, watch), Thing(1, 10, watch), Thing(2, 10, watch)]
     with ring.stream(things) as stream:
-        until(lambda: ring.stats().prefetched == 2)
+        wait_for("items fetched ahead", lambda: ring.stats().prefetched == 2)
         assert 0 not in watch.loads
         assert list(stream) == [0, 1, 2]
         assert ring.stats().read_through == 1
@@ -112,7 +105,7 @@ def test_items_without_a_size_are_not_taken_without_end() -> None:
     things = (Thing(next(pulled), 11) for _ in itertools.count())
     with ring.stream(things, threads=4) as stream:
         assert next(stream) == 0
-        until(lambda: len(stream._slots) >= _MOST_AHEAD)
+        wait_for("all that is looked at ahead", lambda: len(stream._slots) >= _MOST_AHEAD)
         assert next(pulled) <= _MOST_AHEAD + 8
 
 
@@ -122,9 +115,9 @@ def test_waiting_is_blocking_and_is_counted() -> None:
         ring.stream([Thing(0, 5, gate=gate)]) as stream,
         ThreadPoolExecutor(1) as pool,
     ):
-        until(lambda: ring.stats().held_bytes == 5)
+        wait_for("bytes held", lambda: ring.stats().held_bytes == 5)
         asked = pool.submit(next, stream)
-        until(lambda: ring.stats().waited == 1)
+        wait_for("somebody who waits", lambda: ring.stats().waited == 1)
         started = time.monotonic()
         before = time.process_time()
         threading.Event().wait(0.5)
@@ -194,7 +187,7 @@ def test_streams_share_a_ring_and_one_that_nobody_reads_does_not_stop_the_other(
         ring.stream([Thing(n, 10) for n in range(100)]) as idle,
         ring.stream([Thing(n, 10) for n in range(100)]) as busy,
     ):
-        until(lambda: ring.stats().held_bytes == 30)
+        wait_for("bytes held", lambda: ring.stats().held_bytes == 30)
         assert list(busy) == list(range(100))
         assert list(idle) == list(range(100))
     assert ring.stats().peak_bytes <= 30
@@ -205,9 +198,9 @@ def test_closing_drops_what_is_held_and_ends_whoever_waits() -> None:
     ring, gate = Ring(20), threading.Event()
     stream = ring.stream([Thing(0, 10, gate=gate), Thing(1, 10), Thing(2, 10)])
     with ThreadPoolExecutor(1) as pool:
-        until(lambda: ring.stats().prefetched == 1)
+        wait_for("items fetched ahead", lambda: ring.stats().prefetched == 1)
         asked = pool.submit(next, stream)
-        until(lambda: ring.stats().waited == 1)
+        wait_for("somebody who waits", lambda: ring.stats().waited == 1)
         stream.close()
         with pytest.raises(LinkClosedError, match="closed"):
             asked.result(SECONDS)

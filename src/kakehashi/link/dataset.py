@@ -262,7 +262,7 @@ class LoaderStats:
     first_s : float
         Seconds of those for the first batch, which nothing could be fetched ahead of.
     ring : RingStats
-        The rings of all workers together, as of the last batch of each.
+        The ring as it is now; those of all workers together as of the last batch of each.
     """
 
     batches: int
@@ -323,6 +323,8 @@ class SeriesLoader:
         self.batch_size = batch_size
         self.rank, self.world = rank, world
         self._num_workers = num_workers
+        # Workers have their own, since memory is not shared between processes.
+        self._ring = None if num_workers else Ring(ring_bytes)
         self._ring_bytes = ring_bytes
         self._collate = collate
         self._start_method = start_method
@@ -401,7 +403,8 @@ class SeriesLoader:
 
     def stats(self) -> LoaderStats:
         """Return the figures so far."""
-        rings = [asdict(stats) for stats in self._rings.values()]
+        now = [self._ring.stats()] if self._ring is not None else self._rings.values()
+        rings = [asdict(stats) for stats in now]
         total = RingStats(**{name: sum(ring[name] for ring in rings) for name in asdict(_NONE)})
         return LoaderStats(self._batches, self._waited_s, self._first_s, total)
 
@@ -459,6 +462,7 @@ class _Batches(IterableDataset[tuple[Any, int, RingStats]]):
         self._dataset = loader.dataset
         self._batch_size = loader.batch_size
         self._rank, self._world = loader.rank, loader.world
+        self._ring = loader._ring
         self._ring_bytes = loader._ring_bytes
         self._collate = loader._collate
         self._epoch = epoch
@@ -467,7 +471,7 @@ class _Batches(IterableDataset[tuple[Any, int, RingStats]]):
     def __iter__(self) -> Iterator[tuple[Any, int, RingStats]]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
-        ring = Ring(max(1, self._ring_bytes // workers))
+        ring = self._ring or Ring(max(1, self._ring_bytes // workers))
         with ring.stream(_Loaded(request) for request in self._plan(worker, workers)) as stream:
             batch: list[Any] = []
             for request, read in stream:
