@@ -26,6 +26,8 @@ PACKED = (20, 100 << 20)
 SMALL = (4000, 256 << 10)
 HEADER_BYTES = 4096
 IPERF_PORT, SSH_PORT = 5201, 22
+# On this one a connection carries files and nothing else: what ssh itself can do.
+CAT_PORT = 2222
 # The first of the product's own list.
 CIPHER = "aes128-gcm@openssh.com"
 TUNED = (
@@ -146,7 +148,8 @@ class FarStore:
             f"AuthorizedKeysFile {self.base / 'user.pub'}\nStrictModes no\nUsePAM no\n"
             f"PidFile none\nPermitRootLogin prohibit-password\nMaxStartups 100\n"
             f"ChrootDirectory {root}\nSubsystem sftp internal-sftp\n"
-            f"ForceCommand internal-sftp -R\n"
+            f"ForceCommand internal-sftp -R\nPort {CAT_PORT}\nMatch LocalPort {CAT_PORT}\n"
+            f"ChrootDirectory none\nForceCommand /bin/cat {self.base}/data/series/1.*.ozx\n"
         )
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         log = stack.enter_context((self.base / "sshd.log").open("wb"))
@@ -198,13 +201,51 @@ class FarStore:
         wait_for("iperf3", measured, 60)
         return document["end"]["sum_received"]["bits_per_second"] / 8e6
 
+    def _ssh(self, port: int) -> list[str]:
+        argv = ["ssh", "-F", "none", "-T", "-p", str(port)]
+        for name, value in (self._ssh_options() | {"Ciphers": CIPHER}).items():
+            argv += ["-o", f"{name}={value}"]
+        return argv
+
+    def cat(self, stack: contextlib.ExitStack, connections: int) -> Load:
+        """Let ssh carry files side by side, and count what comes."""
+        clients = [
+            subprocess.Popen(
+                self.site.inside([*self._ssh(CAT_PORT), f"root@{ADDRESSES[1]}"]),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+            )
+            for _ in range(connections)
+        ]
+        counts = [0] * connections
+
+        def count(number: int) -> None:
+            pipe = clients[number].stdout
+            assert pipe is not None
+            while data := os.read(pipe.fileno(), 1 << 20):
+                counts[number] += len(data)
+
+        threads = [threading.Thread(target=count, args=(n,)) for n in range(connections)]
+        for thread in threads:
+            thread.start()
+
+        def end() -> None:
+            for client, thread in zip(clients, threads, strict=True):
+                client.kill()
+                thread.join()
+                client.communicate()
+
+        stack.callback(end)
+        pids = [client.pid for client in clients]
+        return Load(
+            lambda: sum(counts),
+            lambda: Cost(time.process_time(), sum(map(cpu_of, pids)) + cpu_of(self._sshd)),
+        )
+
     def channels(self, stack: contextlib.ExitStack) -> tuple[Connect, Callable[[], float]]:
         """Return what opens SFTP channels to the store, and their CPU seconds."""
         clients: list[subprocess.Popen[bytes]] = []
-        argv = ["ssh", "-F", "none", "-T", "-p", str(SSH_PORT)]
-        for name, value in (self._ssh_options() | {"Ciphers": CIPHER}).items():
-            argv += ["-o", f"{name}={value}"]
-        argv += ["-s", f"root@{ADDRESSES[1]}", "sftp"]
+        argv = [*self._ssh(SSH_PORT), "-s", f"root@{ADDRESSES[1]}", "sftp"]
 
         def connect() -> socket.socket:
             near, far = socket.socketpair()

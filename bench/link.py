@@ -21,7 +21,7 @@ from rich.console import Console
 # Run as a script, this folder is on the path but not its parent.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.far_store import HEADER_BYTES, Cost, FarStore, at_work
+from bench.far_store import HEADER_BYTES, Cost, FarStore, Load, at_work
 from bench.figures import Goal, Series, Table, arguments, at_least, interleaved, report
 from tests.lab.hosts import need_root
 
@@ -35,7 +35,7 @@ SAMPLE = (10, 2000)
 
 Place = tuple[int, int | None]
 Mount = Callable[[FarStore, contextlib.ExitStack], tuple[Path, Callable[[], Cost]]]
-Start = Callable[[FarStore, contextlib.ExitStack], tuple[Callable[[], int], Callable[[], Cost]]]
+Start = Callable[[FarStore, contextlib.ExitStack], Load]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Way:
     name: str
     start: Start
     unit: str = "MB/s"
+    warm_s: float = WARM_S
 
 
 def from_mount(
@@ -54,7 +55,7 @@ def from_mount(
     mount: Mount,
     kind: str,
     workers: int,
-) -> tuple[Callable[[], int], Callable[[], Cost]]:
+) -> Load:
     """Read through a mount, as any program does."""
     root, cost = mount(far, stack)
 
@@ -69,12 +70,10 @@ def from_mount(
         tell(1)
 
     read = header if kind == "headers" else whole
-    return stack.enter_context(at_work(files_of(far, kind), workers, read)), cost
+    return Load(stack.enter_context(at_work(files_of(far, kind), workers, read)), cost)
 
 
-def from_reader(
-    far: FarStore, stack: contextlib.ExitStack, *, kind: str, workers: int
-) -> tuple[Callable[[], int], Callable[[], Cost]]:
+def from_reader(far: FarStore, stack: contextlib.ExitStack, *, kind: str, workers: int) -> Load:
     """Read through the reader, each file whole."""
     reader, cost = far.reader(stack)
 
@@ -89,7 +88,7 @@ def from_reader(
         tell(1)
 
     read = header if kind == "headers" else whole
-    return stack.enter_context(at_work(files_of(far, kind), workers, read)), cost
+    return Load(stack.enter_context(at_work(files_of(far, kind), workers, read)), cost)
 
 
 def files_of(far: FarStore, kind: str) -> list[str]:
@@ -97,7 +96,10 @@ def files_of(far: FarStore, kind: str) -> list[str]:
 
 
 def _ways() -> tuple[Way, ...]:
-    ways = []
+    def cat(far: FarStore, stack: contextlib.ExitStack) -> Load:
+        return far.cat(stack, SSH_CONNECTIONS)
+
+    ways = [Way(SSH, cat)]
 
     def plain(far: FarStore, stack: contextlib.ExitStack) -> tuple[Path, Callable[[], Cost]]:
         return far.sshfs(stack, tuned=False)
@@ -121,7 +123,9 @@ def _ways() -> tuple[Way, ...]:
                 "view": FarStore.view,
             }
             start = functools.partial(from_mount, mount=mounts[name], kind=kind, workers=workers)
-            ways.append(Way(label(kind, name, workers), start, unit))
+            # With long read-ahead in many files at once it takes a while until all go on.
+            warm_s = 3 * WARM_S if (name, workers) == ("tuned sshfs", 16) else WARM_S
+            ways.append(Way(label(kind, name, workers), start, unit, warm_s))
         for workers in (1, 4) if kind == "packed" else (16, 64):
             start = functools.partial(from_reader, kind=kind, workers=workers)
             ways.append(Way(label(kind, "reader", workers), start, unit))
@@ -135,6 +139,8 @@ def label(kind: str, name: str, workers: int) -> str:
 IPERF = "iperf3, 4 connections"
 FIRST_BYTE = "first byte, reader"
 FIRST_BYTE_SSHFS = "first byte, sshfs"
+SSH_CONNECTIONS = 4
+SSH = f"ssh itself (cat), {SSH_CONNECTIONS} connections"
 WAYS = _ways()
 
 
@@ -158,11 +164,11 @@ class Bench:
         """Return MB/s or files/s."""
         self._go_to(place)
         with contextlib.ExitStack() as stack:
-            done, cost = way.start(self.far, stack)
-            time.sleep(WARM_S)
-            begun, before, started = done(), cost(), time.monotonic()
+            load = way.start(self.far, stack)
+            time.sleep(way.warm_s)
+            begun, before, started = load.done(), load.cost(), time.monotonic()
             time.sleep(self.seconds)
-            count, after, ended = done() - begun, cost(), time.monotonic()
+            count, after, ended = load.done() - begun, load.cost(), time.monotonic()
         scale = 1e6 if way.unit == "MB/s" else 1
         gigabytes = count / 1e9
         if way.unit == "MB/s" and gigabytes:
