@@ -211,6 +211,11 @@ class ZipStore(Store):
         """Yield the members' names in the order of the directory."""
         yield from self._members
 
+    def size_of(self, name: str) -> int | None:
+        """Return a member's bytes, None if there is none of that name."""
+        member = self._members.get(name)
+        return None if member is None else member.size
+
     def member(self, name: str) -> bytes:
         """Return a whole member, checked against the zip's CRC-32.
 

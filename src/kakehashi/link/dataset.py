@@ -8,17 +8,18 @@ training was interrupted and resumed.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
-from kakehashi.errors import KakehashiError, StoreError
+from kakehashi.errors import StoreError
 from kakehashi.link.order import Order, share
-from kakehashi.link.processstore import ProcessStore
+from kakehashi.link.processstore import ProcessStore, naming
 from kakehashi.link.ring import Ring, RingStats
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 RING_BYTES = 1 << 30
 
-T = TypeVar("T")
 Sample = dict[str, Any]
 Crop = tuple[int | None, int | None, int | None]
 
@@ -165,26 +165,18 @@ class _Request:
         return self.dataset.uids[self.sample // self.dataset.per_series]
 
     def size(self) -> int:
-        return self._named(self._size)
+        with naming(self.uid):
+            shape = self.dataset._stores.series(self.uid).shape
+            return math.prod(self._extent(shape)) * _VALUE_BYTES
 
     def load(self) -> _Read:
-        return self._named(self._load)
+        with naming(self.uid):
+            return self._load()
 
     def finish(self, read: _Read) -> Any:
         """Make the sample: tensor, then transform."""
-        return self._named(lambda: self._finish(read))
-
-    def _named(self, step: Callable[[], T]) -> T:
-        try:
-            return step()
-        except KakehashiError as error:
-            if self.uid in str(error):
-                raise
-            raise type(error)(f"series {self.uid}: {error}") from error
-
-    def _size(self) -> int:
-        shape = self.dataset._stores.series(self.uid).shape
-        return int(np.prod(self._extent(shape))) * _VALUE_BYTES
+        with naming(self.uid):
+            return self._finish(read)
 
     def _extent(self, shape: tuple[int, int, int]) -> tuple[int, ...]:
         crop = self.dataset.crop or (None, None, None)

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import weakref
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from kakehashi.errors import KakehashiError
 from kakehashi.link.session import Session
 from kakehashi.link.store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from kakehashi.link.store import Series
 
 _OPEN_SERIES = 64
+
+
+@contextlib.contextmanager
+def naming(uid: str) -> Iterator[None]:
+    """Let errors of what is done with a series name it, if they do not yet."""
+    try:
+        yield
+    except KakehashiError as error:
+        if uid in str(error):
+            raise
+        raise type(error)(f"series {uid}: {error}") from error
 
 
 class ProcessStore:
