@@ -52,7 +52,7 @@ class ChannelContentsManager(AsyncContentsManager):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         session = Session.current()
-        if session.work_socket is None:
+        if session.work is not None:
             raise SessionError(
                 f"{session.source}: this session's work folder is mounted at {session.work}; its "
                 "server takes kakehashi_widgets.contents.WholeFileContentsManager"

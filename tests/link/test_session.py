@@ -22,7 +22,7 @@ GOOD: dict[str, Any] = {
     "view": "/store",
     "work": "/work",
     "socket": "/run/kakehashi/store.sock",
-    "work_socket": None,
+    "work_socket": "/run/kakehashi/work.sock",
     "software": "0.1.0",
 }
 
@@ -42,10 +42,10 @@ def test_reads_what_the_contract_names(tmp_path: Path) -> None:
     assert session.manifest.sha256 == "0" * 64
     assert session.socket == Path("/run/kakehashi/store.sock")
     assert (session.view, session.work) == (Path("/store"), Path("/work"))
-    assert session.work_socket is None
+    assert session.work_socket == Path("/run/kakehashi/work.sock")
 
 
-def test_a_node_without_mounts_has_a_socket_for_the_work_folder(tmp_path: Path) -> None:
+def test_a_node_without_mounts_has_its_sockets_elsewhere(tmp_path: Path) -> None:
     session = Session.current(
         write(tmp_path, view=None, work=None, work_socket="/dev/shm/kakehashi-1/run/work.sock")
     )
@@ -66,7 +66,7 @@ def test_the_environment_names_the_file(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_file_without_a_work_socket_is_of_another_version(tmp_path: Path) -> None:
     path = tmp_path / "session.json"
     path.write_text(json.dumps({k: v for k, v in GOOD.items() if k != "work_socket"}))
-    with pytest.raises(SessionError, match="work_socket is missing"):
+    with pytest.raises(SessionError, match="work_socket must be a string"):
         Session.current(path)
 
 
@@ -84,6 +84,7 @@ def test_outside_of_a_session_the_message_says_so(tmp_path: Path) -> None:
         {"view": 3},
         {"socket": None},
         {"work_socket": ["/a"]},
+        {"work_socket": None},
         {"ends_at": "tomorrow"},
         {"ends_at": "2031-01-31T12:00:00"},
         {"manifest": "x"},

@@ -61,7 +61,7 @@ class Session:
                     "view": "/store",
                     "work": "/work",
                     "socket": str(self.broker.path),
-                    "work_socket": None,
+                    "work_socket": "/run/kakehashi/work.sock",
                     "software": "0.1.0",
                 }
                 | changes

@@ -13,7 +13,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -33,11 +32,9 @@ from kakehashi.link.work import (
     part_name,
 )
 from kakehashi.link.workchannel import ChannelFolder
-from kakehashi.link.workmount import MountedFolder
 from tests.link.chroot import SYSTEM
 from tests.link.stores import SFTP_SERVER, Broker, Server, random_bytes, work_server
 from tests.link.test_session import write as write_session
-from tests.widgets.test_contents import Sshfs
 
 PATIENCE_S = 10.0
 OLD, NEW = b"old " * 1000, random_bytes(700_000)
@@ -96,55 +93,26 @@ def server() -> Iterator[Server]:
     server.close()
 
 
-@contextlib.contextmanager
-def sshfs(root: Path) -> Iterator[Path]:
-    """Mount a folder over SFTP, as a session's node does."""
-    if os.geteuid() != 0 or not Path("/dev/fuse").exists():
-        pytest.skip("mounting sshfs needs root and /dev/fuse")
-    mount = root.with_name("mount")
-    mount.mkdir()
-    mounted = Sshfs(root, mount)
-    try:
-        yield mount
-    finally:
-        mounted.close()
-        mount.rmdir()
-
-
-@pytest.fixture(params=["channel", "mount", "sshfs"])
-def work(request: pytest.FixtureRequest, root: Path, server: Server) -> Iterator[WorkFolder]:
-    if request.param == "mount":
-        yield MountedFolder(root)
-        return
-    if request.param == "sshfs":
-        with sshfs(root) as mount:
-            yield MountedFolder(mount)
-        return
-    with ChannelFolder(server, root=str(root), patience_s=PATIENCE_S) as folder:
-        yield folder
-
-
 @pytest.fixture
 def channel(root: Path, server: Server) -> Iterator[ChannelFolder]:
     with ChannelFolder(server, root=str(root), patience_s=PATIENCE_S) as folder:
         yield folder
 
 
-# The same face on both kinds of node.
-
-
 @pytest.mark.parametrize("data", [b"", b"x", NEW, b"\0" * (9 << 20)])
-def test_what_is_written_is_there_and_comes_back(work: WorkFolder, root: Path, data: bytes) -> None:
+def test_what_is_written_is_there_and_comes_back(
+    channel: ChannelFolder, root: Path, data: bytes
+) -> None:
     (root / "hanako").mkdir()
-    work.write("hanako/結果.bin", data)
+    channel.write("hanako/結果.bin", data)
     assert (root / "hanako" / "結果.bin").read_bytes() == data
-    assert work.read("hanako/結果.bin") == data
-    work.write("hanako/結果.bin", OLD)
-    assert work.read("hanako/結果.bin") == OLD
+    assert channel.read("hanako/結果.bin") == data
+    channel.write("hanako/結果.bin", OLD)
+    assert channel.read("hanako/結果.bin") == OLD
     assert not parts(root)
 
 
-def test_a_listing_says_what_everything_is(work: WorkFolder, root: Path) -> None:
+def test_a_listing_says_what_everything_is(channel: ChannelFolder, root: Path) -> None:
     (root / "b.txt").write_bytes(b"12345")
     os.utime(root / "b.txt", (1_700_000_000, 1_700_000_000))
     (root / "a").mkdir(mode=0o755)
@@ -152,7 +120,7 @@ def test_a_listing_says_what_everything_is(work: WorkFolder, root: Path) -> None
     (root / "to_nothing").symlink_to("none")
     os.mkfifo(root / "pipe")
     (root / os.fsdecode(b"odd\xff")).write_bytes(b"")
-    found = {entry.name: entry for entry in work.listdir()}
+    found = {entry.name: entry for entry in channel.listdir()}
     assert list(found) == sorted(found)
     kinds = {name: entry.kind for name, entry in found.items()}
     assert kinds == {
@@ -165,119 +133,119 @@ def test_a_listing_says_what_everything_is(work: WorkFolder, root: Path) -> None
     }
     assert found["b.txt"].size == found["to_b"].size == 5
     assert found["b.txt"].modified == dt.datetime.fromtimestamp(1_700_000_000, dt.UTC)
-    assert work.stat("a").kind == "folder"
-    assert work.stat().kind == "folder"
-    assert work.stat("b.txt") == found["b.txt"]
-    assert work.read(os.fsdecode(b"odd\xff")) == b""
+    assert channel.stat("a").kind == "folder"
+    assert channel.stat().kind == "folder"
+    assert channel.stat("b.txt") == found["b.txt"]
+    assert channel.read(os.fsdecode(b"odd\xff")) == b""
     with pytest.raises(WorkError, match="is no file"):
-        work.read("pipe")
+        channel.read("pipe")
 
 
-def test_a_folder_of_many(work: WorkFolder, root: Path) -> None:
+def test_a_folder_of_many(channel: ChannelFolder, root: Path) -> None:
     names = {f"{number:04}-{'x' * 200}" for number in range(1500)}
     for name in names:
         (root / name).touch()
-    assert {entry.name for entry in work.listdir()} == names
+    assert {entry.name for entry in channel.listdir()} == names
 
 
-def test_folders_are_made_renamed_and_removed(work: WorkFolder, root: Path) -> None:
-    work.mkdir("a")
+def test_folders_are_made_renamed_and_removed(channel: ChannelFolder, root: Path) -> None:
+    channel.mkdir("a")
     (root / "a/out").symlink_to(root.parent)
-    work.mkdir("a/b")
+    channel.mkdir("a/b")
     with pytest.raises(WorkExistsError):
-        work.mkdir("a")
+        channel.mkdir("a")
     with pytest.raises(WorkNotFoundError):
-        work.mkdir("none/b")
-    work.write("a/b/x.txt", b"x")
-    work.rename("a", "c")
+        channel.mkdir("none/b")
+    channel.write("a/b/x.txt", b"x")
+    channel.rename("a", "c")
     assert (root / "c/b/x.txt").read_bytes() == b"x"
     with pytest.raises(WorkError, match="not empty"):
-        work.remove("c")
-    work.remove("c", recursive=True)
+        channel.remove("c")
+    channel.remove("c", recursive=True)
     assert list(root.iterdir()) == []
     assert root.parent.exists()
     with pytest.raises(WorkNotFoundError):
-        work.remove("c")
+        channel.remove("c")
 
 
-def test_a_rename_replaces_nothing(work: WorkFolder, root: Path) -> None:
-    work.write("a", b"a")
-    work.write("b", b"b")
+def test_a_rename_replaces_nothing(channel: ChannelFolder, root: Path) -> None:
+    channel.write("a", b"a")
+    channel.write("b", b"b")
     with pytest.raises(WorkExistsError):
-        work.rename("a", "b")
+        channel.rename("a", "b")
     with pytest.raises(WorkNotFoundError):
-        work.rename("none", "c")
+        channel.rename("none", "c")
     with pytest.raises(WorkNotFoundError):
-        work.rename("a", "none/c")
-    work.rename("a", "c")
+        channel.rename("a", "none/c")
+    channel.rename("a", "c")
     assert {path.name: path.read_bytes() for path in root.iterdir()} == {"b": b"b", "c": b"a"}
 
 
-def test_a_copy_is_another_file(work: WorkFolder, root: Path) -> None:
+def test_a_copy_is_another_file(channel: ChannelFolder, root: Path) -> None:
     data = random_bytes(9_000_000)
     (root / "a").write_bytes(data)
-    work.copy("a", "b")
-    work.write("a", b"changed")
+    channel.copy("a", "b")
+    channel.write("a", b"changed")
     assert (root / "b").read_bytes() == data
     with pytest.raises(WorkNotFoundError):
-        work.copy("none", "c")
+        channel.copy("none", "c")
     assert not parts(root)
 
 
-def test_the_old_files_rights_are_kept(work: WorkFolder, root: Path) -> None:
+def test_the_old_files_rights_are_kept(channel: ChannelFolder, root: Path) -> None:
     (root / "run.sh").write_text("old")
     (root / "run.sh").chmod(0o750)
-    work.write("run.sh", b"new")
+    channel.write("run.sh", b"new")
     assert stat.S_IMODE((root / "run.sh").stat().st_mode) == 0o750
 
 
-def test_a_link_is_followed_not_replaced(work: WorkFolder, root: Path) -> None:
+def test_a_link_is_followed_not_replaced(channel: ChannelFolder, root: Path) -> None:
     (root / "real.txt").write_text("old")
     (root / "link.txt").symlink_to("real.txt")
     (root / "new.txt").symlink_to("later.txt")
-    work.write("link.txt", b"new")
-    work.write("new.txt", b"new")
+    channel.write("link.txt", b"new")
+    channel.write("new.txt", b"new")
     assert (root / "link.txt").is_symlink()
     assert (root / "real.txt").read_text() == "new"
     assert (root / "later.txt").read_text() == "new"
-    work.remove("link.txt")
+    channel.remove("link.txt")
     assert (root / "real.txt").exists()
 
 
 @pytest.mark.parametrize("path", ["../x", "a/../../x", "/etc/passwd", "a\0b", "x" * 5000, "\ud800"])
-def test_a_path_that_leads_out_is_refused(work: WorkFolder, root: Path, path: str) -> None:
+def test_a_path_that_leads_out_is_refused(channel: ChannelFolder, root: Path, path: str) -> None:
     (root / "a").mkdir()
     before = sorted(root.parent.rglob("*"))
     for call in (
-        lambda: work.write(path, b"x"),
-        lambda: work.read(path),
-        lambda: work.mkdir(path),
-        lambda: work.remove(path, recursive=True),
-        lambda: work.rename("a", path),
-        lambda: work.listdir(path),
-        lambda: work.stat(path),
+        lambda: channel.write(path, b"x"),
+        lambda: channel.read(path),
+        lambda: channel.mkdir(path),
+        lambda: channel.remove(path, recursive=True),
+        lambda: channel.rename("a", path),
+        lambda: channel.listdir(path),
+        lambda: channel.stat(path),
     ):
         with pytest.raises(WorkError, match="not"):
             call()
     with pytest.raises(WorkError):
-        work.remove("", recursive=True)
+        channel.remove("", recursive=True)
     assert sorted(root.parent.rglob("*")) == before
 
 
-def test_what_is_no_file_is_not_written(work: WorkFolder, root: Path) -> None:
+def test_what_is_no_file_is_not_written(channel: ChannelFolder, root: Path) -> None:
     (root / "folder").mkdir()
     os.mkfifo(root / "pipe")
     for name in ("folder", "pipe", ""):
         with pytest.raises(WorkError, match="is no file"):
-            work.write(name, b"x")
+            channel.write(name, b"x")
     with pytest.raises(WorkNotFoundError):
-        work.write("none/x", b"x")
+        channel.write("none/x", b"x")
     assert not parts(root)
 
 
-def test_a_name_that_is_too_long_is_an_error(work: WorkFolder) -> None:
+def test_a_name_that_is_too_long_is_an_error(channel: ChannelFolder) -> None:
     with pytest.raises(WorkError):
-        work.write("x" * 300, b"x")
+        channel.write("x" * 300, b"x")
 
 
 @settings(max_examples=40, deadline=None)
@@ -290,14 +258,10 @@ def test_no_path_reaches_beyond_the_folder(pieces: list[str]) -> None:
         server = Server(writes=True)
         stack.callback(server.close)
         work = stack.enter_context(ChannelFolder(server, root=str(root), patience_s=PATIENCE_S))
-        for face in (work, MountedFolder(root)):
-            with contextlib.suppress(WorkError):
-                face.write("/".join(pieces), b"inside")
+        with contextlib.suppress(WorkError):
+            work.write("/".join(pieces), b"inside")
         assert {path.name for path in Path(base).iterdir()} == {"work", "a"}
         assert Path(base, "a").read_text() == "outside"
-
-
-# Only through channels.
 
 
 def write_over(cutter: Cutter, root: Path) -> None:
@@ -530,10 +494,7 @@ def test_a_late_server_cannot_put_back_what_was_given_up(
         assert not parts(root)
 
 
-@pytest.mark.parametrize("way", ["channel", "mount", "sshfs"])
-def test_a_full_disk_leaves_the_old_file_and_says_so(
-    tmp_path: Path, server: Server, way: str
-) -> None:
+def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path: Path, server: Server) -> None:
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
     root = tmp_path / "small"
@@ -542,21 +503,14 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(root)], check=True)
         stack.callback(subprocess.run, ["umount", str(root)], check=True)
         stack.callback(server.close)
-        face: WorkFolder
-        if way == "channel":
-            face = ChannelFolder(server, root=str(root), patience_s=PATIENCE_S)
-        else:
-            face = MountedFolder(stack.enter_context(sshfs(root)) if way == "sshfs" else root)
-        with face:
-            face.write("a", OLD)
-            # A mount does not tell a full disk from a lost store.
-            kind = WorkError if way == "sshfs" else WorkFullError
-            with pytest.raises(kind, match="disk is full"):
-                face.write("a", random_bytes(2 << 20))
+        with ChannelFolder(server, root=str(root), patience_s=PATIENCE_S) as folder:
+            folder.write("a", OLD)
+            with pytest.raises(WorkFullError, match="disk is full"):
+                folder.write("a", random_bytes(2 << 20))
             assert (root / "a").read_bytes() == OLD
             assert not parts(root)
-            face.write("b", random_bytes(500_000))
-            face.remove("b")
+            folder.write("b", random_bytes(500_000))
+            folder.remove("b")
 
 
 def test_a_read_only_file_stays_as_it_is(public_folder: Path, tmp_path: Path) -> None:
@@ -657,23 +611,17 @@ def test_many_threads_share_one_folder(channel: ChannelFolder, root: Path, serve
     assert not parts(root)
 
 
-def test_the_current_folder_is_the_sessions(tmp_path: Path) -> None:
-    (tmp_path / "work").mkdir()
-    mounted = WorkFolder.current(write_session(tmp_path, work=str(tmp_path / "work")))
-    mounted.write("a", b"by mount")
-    assert (tmp_path / "work/a").read_bytes() == b"by mount"
+def test_outside_of_a_session_there_is_none(tmp_path: Path) -> None:
     with pytest.raises(SessionError, match="only available inside"):
         WorkFolder.current(tmp_path / "none.json")
-    with pytest.raises(SessionError, match="neither"):
-        WorkFolder.current(write_session(tmp_path, work=None))
 
 
-def test_the_current_folder_without_a_mount(tmp_path: Path, root: Path) -> None:
+def test_the_current_folder_is_the_sessions(tmp_path: Path, root: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("a server with a root of its own needs root")
     path = tmp_path / "work.sock"
     broker = Broker(path, work_server(root))
-    session = write_session(tmp_path, view=None, work=None, work_socket=str(path))
+    session = write_session(tmp_path, work_socket=str(path))
     with WorkFolder.current(session) as folder:
         folder.mkdir("hanako")
         folder.write("hanako/a", NEW)
@@ -725,7 +673,7 @@ def test_a_server_that_cannot_replace_files_is_refused(root: Path) -> None:
         process.wait(timeout=10)
 
 
-def test_a_part_is_what_it_says(work: Any) -> None:
+def test_a_part_is_what_it_says() -> None:
     assert is_part(part_name())
     assert part_name() != part_name()
     assert not is_part("mine.part")

@@ -92,7 +92,7 @@ class Cohort:
             "view": None,
             "work": None,
             "socket": str(self.broker.path),
-            "work_socket": None,
+            "work_socket": "/run/kakehashi/work.sock",
             "software": "0.1.0",
         }
         self.path.write_text(json.dumps(session | changes), encoding="utf-8")

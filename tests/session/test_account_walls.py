@@ -292,10 +292,10 @@ KNOCK = """
 import socket, sys
 link = socket.socket(socket.AF_UNIX)
 link.connect(sys.argv[1])
-link.sendall(bytes([0, 0, 0, 5, 1, 0, 0, 0, 3]))
 try:
+    link.sendall(bytes([0, 0, 0, 5, 1, 0, 0, 0, 3]))
     print(len(link.recv(9)))
-except ConnectionResetError:
+except (BrokenPipeError, ConnectionResetError):
     print(0)
 """
 

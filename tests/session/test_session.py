@@ -84,7 +84,7 @@ def test_a_payload_reads_the_store_writes_its_work_and_leaves_nothing(world: Wor
     assert (seen["sftp"], seen["cwd"]) == (2, "/work/alice")
     assert seen["refused"] == "Read-only file system"
     assert seen["key"] == "key of the server"
-    assert seen["listing"] == ["lease.json", "server", "session.json", "store.sock"]
+    assert seen["listing"] == ["lease.json", "server", "session.json", "store.sock", "work.sock"]
     assert seen["terminate"]
     assert seen["session"]["person"] == "alice"
     assert seen["session"]["manifest"]["sha256"] == world.folder.sha256
@@ -371,3 +371,43 @@ def test_the_key_is_new_each_time(world: World) -> None:
             session.wait()
             lines.add(session.portal.called("enrol")[0]["public_key"])
     assert len(lines) == 2
+
+
+# How long after a save through one way the other may still show the old file.
+SOON_S = 5
+
+SHARED = """
+import json, os, pathlib, threading, time
+from kakehashi.link import WorkFolder
+
+def until(seen):
+    started = time.monotonic()
+    while not seen() and time.monotonic() - started < 30:
+        threading.Event().wait(0.05)
+    return time.monotonic() - started
+
+mounted, folder = pathlib.Path("/work/alice"), WorkFolder.current()
+old, new = os.urandom(300_000), os.urandom(2_000_000)
+took = dict()
+folder.write("alice/by_channel", old)
+took["a new file"] = until(lambda: "by_channel" in os.listdir(mounted))
+took["its bytes"] = until(lambda: (mounted / "by_channel").read_bytes() == old)
+folder.write("alice/by_channel", new)
+took["a longer one"] = until(lambda: (mounted / "by_channel").read_bytes() == new)
+folder.write("alice/by_channel", old)
+took["a shorter one"] = until(lambda: (mounted / "by_channel").read_bytes() == old)
+folder.remove("alice/by_channel")
+took["none"] = until(lambda: not (mounted / "by_channel").exists())
+(mounted / "by_mount").write_bytes(new)
+took["by the mount"] = until(lambda: folder.read("alice/by_mount") == new)
+folder.close()
+(mounted / "took.part").write_text(json.dumps(took))
+(mounted / "took.part").rename(mounted / "took")
+"""
+
+
+def test_what_is_saved_through_a_channel_is_soon_seen_in_the_mount_and_back(world: World) -> None:
+    with world.session(SHARED) as session:
+        took = json.loads(session.file("took", seconds=150))
+        assert max(took.values()) < SOON_S, took
+        assert session.wait()[0] == 0

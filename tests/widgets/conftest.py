@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import pytest
 
 from kakehashi.imaging.ozip import FileReader, Pack, open_pack
+from tests.link.stores import Broker as WorkBroker
+from tests.link.stores import work_server
 from tests.widgets.lab import Lab, jupyterlab
 from tests.widgets.session import Broker, SessionFolder, StoreFolder
 
@@ -44,7 +46,9 @@ def shore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shore]:
     session = SessionFolder(root / "run", root / "work")
     session.write(store, store.publish())
     broker = Broker(session.root / "store.sock")
+    work = WorkBroker(session.root / "work.sock", work_server(session.work))
     yield Shore(store, session, **made)
+    work.close()
     broker.close()
 
 

@@ -120,7 +120,7 @@ class SessionFolder:
             "view": str(store.root),
             "work": str(self.work),
             "socket": "/run/kakehashi/store.sock",
-            "work_socket": None,
+            "work_socket": "/run/kakehashi/work.sock",
             "software": "0.1.0",
         }
         (self.root / "session.json").write_text(json.dumps(session))

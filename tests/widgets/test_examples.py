@@ -6,12 +6,14 @@ from pathlib import Path
 
 import nbformat
 
-from kakehashi.link.workmount import MountedFolder
+from kakehashi.link.workchannel import ChannelFolder
 from kakehashi_widgets.examples import lay
+from tests.link.stores import Server
 
 
 def test_examples_are_laid_once_and_a_changed_one_is_left_alone(tmp_path: Path) -> None:
-    work = MountedFolder(tmp_path)
+    server = Server(writes=True)
+    work = ChannelFolder(server, root=str(tmp_path))
     work.mkdir("hanako")
     laid = lay(work, "hanako")
     assert "01_first_look.ipynb" in laid
@@ -22,3 +24,5 @@ def test_examples_are_laid_once_and_a_changed_one_is_left_alone(tmp_path: Path) 
     lay(work, "hanako")
     assert changed.read_text() == "mine"
     assert {path.name for path in tmp_path.glob("hanako/*.ipynb")} == set(laid)
+    work.close()
+    server.close()

@@ -77,8 +77,8 @@ class Session:
         mounts nothing.
     socket : Path
         Unix socket on which each connection is one SFTP channel to the store.
-    work_socket : Path or None
-        The same for the project's work folder, where it is not mounted.
+    work_socket : Path
+        The same for the project's work folder.
     software : str
         Version of Kakehashi at the node.
     source : Path
@@ -94,7 +94,7 @@ class Session:
     view: Path | None
     work: Path | None
     socket: Path
-    work_socket: Path | None
+    work_socket: Path
     software: str
     source: Path = field(default=DEFAULT_PATH)
 
@@ -132,7 +132,7 @@ class Session:
             view=data.path("view"),
             work=data.path("work"),
             socket=Path(data.text("socket")),
-            work_socket=data.path("work_socket"),
+            work_socket=Path(data.text("work_socket")),
             software=data.text("software"),
             source=source,
         )

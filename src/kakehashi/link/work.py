@@ -1,8 +1,8 @@
-"""The project's work folder, with one face for both kinds of node.
+"""The project's work folder, as a notebook reaches it on every kind of node.
 
-Where the node mounts it, it lies at ``/work`` and every program sees it; elsewhere it is reached
-through SFTP channels (:mod:`kakehashi.link.workchannel`). A notebook that takes
-:meth:`WorkFolder.current` runs on both, and its writes are whole or not at all on both.
+It goes through SFTP channels (:mod:`kakehashi.link.workchannel`), and its writes are whole or not
+at all. Where the node also mounts the folder at ``/work``, every program sees there a second later
+what was written here, and the other way round.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Self
 
-from kakehashi.errors import LinkError, SessionError
+from kakehashi.errors import LinkError
 from kakehashi.link.session import Session
 
 if TYPE_CHECKING:
@@ -109,19 +109,10 @@ class WorkFolder(ABC):
         SessionError
             This is not inside a session.
         """
+        from kakehashi.link.workchannel import ChannelFolder  # noqa: PLC0415 - it needs this one
+
         here = session if isinstance(session, Session) else Session.current(session)
-        if here.work is not None:
-            from kakehashi.link.workmount import MountedFolder  # noqa: PLC0415 - it needs this one
-
-            return MountedFolder(here.work)
-        if here.work_socket is not None:
-            from kakehashi.link.workchannel import ChannelFolder  # noqa: PLC0415 - as above
-
-            return ChannelFolder.on_socket(here.work_socket)
-        raise SessionError(
-            f"{here.source}: names neither a mounted work folder nor a socket for it; "
-            "start a new session"
-        )
+        return ChannelFolder.on_socket(here.work_socket)
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""The work folder over SFTP channels, on nodes that mount nothing.
+"""The work folder over SFTP channels.
 
 Everything is a sequence of steps that may be done twice. A channel that breaks is opened anew, and
 the step begins again, until the store was out of reach for too long. A file is written beside its

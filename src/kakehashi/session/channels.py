@@ -140,7 +140,8 @@ class Programs:
             f"uid={os.getuid()}",
             f"gid={os.getgid()}",
             "reconnect",
-            *(["ro"] if view else []),
+            # What is saved through a channel is to be seen here soon, and in its full length.
+            *(["ro"] if view else ["dcache_timeout=1", "attr_timeout=0"]),
         ]
         argv = [
             f"/proc/self/fd/{_FOLDER}/sshfs",

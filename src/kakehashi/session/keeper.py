@@ -175,10 +175,10 @@ class Keeper:
         self._agent_listener = socket.socket(fileno=self._files.pop("agent_listener"))
         self._on(self._agent_listener.fileno(), self._on_agent)
         self._listen("store", grant.view_account, STORE_CHANNELS)
+        self._listen("work", grant.work_account, WORK_CHANNELS)
         if self._plan.folder is None:
             self._mount()
         else:
-            self._listen("work", grant.work_account, WORK_CHANNELS)
             self._on_view_ready()
         hub = {"address": self._enrolment.hub_address, "port": self._enrolment.hub_port}
         self._warden.send({"relay": hub})
@@ -257,7 +257,7 @@ class Keeper:
             "view": STORE if mounted else None,
             "work": WORK if mounted else None,
             "socket": f"{run}/store.sock",
-            "work_socket": None if mounted else f"{run}/work.sock",
+            "work_socket": f"{run}/work.sock",
         }
 
     # ------------------------------------------------------------------ the loop

@@ -36,7 +36,7 @@ SENTINEL_S = 5.0
 PATIENCE_S = 30.0
 FUSE_MAX_READ = 1 << 20
 # In this order the descriptors come with the answer "built".
-DESCRIPTORS = ("auth", "run", "store_listener", "agent_listener", "store_fuse", "work_fuse")
+DESCRIPTORS = (*account.DESCRIPTORS, "store_fuse", "work_fuse")
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,10 @@ class _Warden:
         with _step("private mounts"):
             self._mounts()
         fuse = self._fuse_mounts(plan)
-        store, agent = self._listen(f"{BASE}/run/store.sock"), self._listen(f"{BASE}/auth/agent")
+        listeners = [
+            self._listen(f"{BASE}/{name}")
+            for name in ("run/store.sock", "auth/agent", "run/work.sock")
+        ]
         folders = [
             os.open(f"{BASE}/{name}", os.O_RDONLY | os.O_DIRECTORY) for name in ("auth", "run")
         ]
@@ -245,11 +248,11 @@ class _Warden:
         answer = json.loads(self._init.recv(MESSAGE_LIMIT) or b'{"error": "it ended at once"}')
         if "error" in answer:
             raise SessionError(f"this node refuses the payload's world: {answer['error']}")
-        descriptors = [*folders, store.fileno(), agent.fileno(), *fuse]
+        descriptors = [*folders, *(listener.fileno() for listener in listeners), *fuse]
         message = {"built": self._port_listener.getsockname()[1]}
         socket.send_fds(self._control, [json.dumps(message).encode()], descriptors)
-        store.close()
-        agent.close()
+        for listener in listeners:
+            listener.close()
         for descriptor in (*folders, *fuse):
             os.close(descriptor)
 
