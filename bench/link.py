@@ -22,7 +22,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.far_store import HEADER_BYTES, Cost, FarStore, Load, at_work
-from bench.figures import Goal, Series, Table, arguments, at_least, interleaved, report
+from bench.figures import Goal, Series, Table, arguments, at_least, at_most, interleaved, report
 from tests.lab.hosts import need_root
 
 ROUNDS = 3
@@ -327,17 +327,17 @@ def main() -> None:
             ways[key(place, FIRST_BYTE)] = functools.partial(bench.first_byte, place)
             ways[key(place, FIRST_BYTE_SSHFS)] = functools.partial(bench.first_byte_sshfs, place)
         values = interleaved(ways, rounds, Console(stderr=True))
-        line = far.wan.figures()
-    for direction in line.directions:
-        if direction.memory_dropped or direction.refused:
-            raise SystemExit(f"the line was asked too much of, the figures are void: {direction}")
+        overrun = far.wan.overrun
     units = {way.name: way.unit for way in WAYS} | {
         IPERF: "MB/s", FIRST_BYTE: "ms", FIRST_BYTE_SSHFS: "ms"
     }  # fmt: skip
     report(
         "Reading the store over distance",
         [Series(name, units[name.split(": ", 1)[1]], found) for name, found in values.items()],
-        goals(values, places),
+        [
+            *goals(values, places),
+            at_most("packets that the line dropped for want of speed", [overrun], 0, "packets"),
+        ],
         tables=tables(values, places, bench.costs),
         quick=options.quick,
         path=options.json,

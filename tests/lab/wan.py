@@ -104,9 +104,9 @@ class Direction:
         What arrived at the other end; the bytes are those of IP packets.
     lost, tail_dropped, cut_dropped, reset_dropped : int
         What did not, by the loss, at a full queue, in a cut, and of flows that were reset.
-    memory_dropped, refused : int
-        What the program had no room for, and what the other end's kernel did not take. Not 0 is
-        a line that was asked too much of.
+    device_dropped, memory_dropped, refused : int
+        What the sender's device or the program had no room for, and what the other end's kernel
+        did not take. Not 0 is a line that was asked too much of.
     queue_bytes, queue_peak_bytes : int
         What waits to be sent, and the most that did.
     held_packets, held_bytes, held_peak_bytes : int
@@ -123,6 +123,7 @@ class Direction:
     reset_dropped: int
     memory_dropped: int
     refused: int
+    device_dropped: int
     queue_bytes: int
     queue_peak_bytes: int
     held_packets: int
@@ -315,8 +316,24 @@ class Wan:
     def figures(self) -> Figures:
         """Return what the line did so far."""
         document = json.loads(self._ask("figures"))
-        forth, back = (Direction(**item) for item in document["directions"])
+        forth, back = (
+            Direction(device_dropped=self._device_dropped(namespace), **item)
+            for namespace, item in zip(self._namespaces, document["directions"], strict=True)
+        )
         return Figures((forth, back), document["resets_sent"], document["cpu_seconds"])
+
+    @property
+    def overrun(self) -> int:
+        """Packets that were dropped only because the line's program could not keep up."""
+        return sum(
+            item.device_dropped + item.memory_dropped + item.refused
+            for item in self.figures().directions
+        )
+
+    def _device_dropped(self, namespace: Path) -> int:
+        inside = ["nsenter", f"--net={namespace}"]
+        shown = run([*inside, "ip", "-json", "-stats", "link", "show", "dev", self._device])
+        return int(json.loads(shown.stdout)[0]["stats64"]["tx"]["dropped"])
 
     def _expect_ready(self) -> None:
         if self._control.recv(64) != b"ready":
