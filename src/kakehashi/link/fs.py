@@ -6,7 +6,8 @@
     cohort.csv               the catalogue's rows, one a series, with their uid
     series/UID.ozx           the packed files
     nifti/UID.nii            each volume as NIfTI: float32, rescaled, affine in RAS
-    dicom/UID/SOP.dcm        each image as it was received, where it came uncompressed
+    dicom/UID/SOP.dcm        each image as it was received, where it came uncompressed;
+                             otherwise reading it is an error
 
 Listing the first four needs nothing of the link. What is below ``nifti`` and ``dicom`` is made
 while it is read, from the parts of the pack that a read touches.
@@ -137,8 +138,8 @@ class _Dicom:
             data = raw[: entry["at"]] + body + raw[entry["at"] :]
             if hashlib.sha256(data).hexdigest() != entry["sha256"]:
                 raise StoreError(
-                    f"image {sop} was received in another form (compressed, for instance) and "
-                    "cannot be given back as it came; read its voxels from the series, and its "
+                    f"image {sop} came compressed, or its frames in another order, and cannot "
+                    "be given back as it was; read its voxels from the series, and its "
                     "attributes with Series.headers()"
                 )
         return data
@@ -233,6 +234,9 @@ class KakehashiFileSystem(AbstractFileSystem):  # type: ignore[misc] # has no ty
         folder, _slash, name = path.rpartition("/")
         if path == "" or path in _FOLDERS or (folder == "dicom" and self._known(name)):
             return {"name": path, "size": 0, "type": "directory"}
+        entry = self._store.reader.manifest.files.get(path)
+        if entry is not None:
+            return {"name": path, "size": entry.size, "type": "file"}
         if folder.startswith("dicom/"):
             uid = folder.removeprefix("dicom/")
             if not self._known(uid):
