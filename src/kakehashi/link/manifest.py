@@ -7,12 +7,13 @@ nobody on the way: a manifest with another hash is not parsed at all.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import posixpath
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
@@ -147,13 +148,21 @@ class Manifest:
         return cls(project, MappingProxyType(cohort), block_size, MappingProxyType(files), raw)
 
     @classmethod
-    def fetch(cls, connect: Connect, path: str, sha256: str, *, give_up_s: float = 60.0) -> Self:
+    def fetch(
+        cls,
+        connect: Connect | Sequence[Connect],
+        path: str,
+        sha256: str,
+        *,
+        give_up_s: float = 60.0,
+    ) -> Self:
         """Read the manifest from the store and parse it.
 
         Parameters
         ----------
-        connect : callable
-            Opens a channel to the store.
+        connect : callable or sequence of callable
+            Opens a channel to the store; several are endpoints with the same files, tried in
+            turn.
         path : str
             Path of the manifest at the store, as in the grant.
         sha256 : str
@@ -173,9 +182,9 @@ class Manifest:
         started = time.monotonic()
         pause, longest = _PAUSE_S
         mismatches = 0
-        while True:
+        for one in itertools.cycle([connect] if callable(connect) else connect):
             try:
-                raw = _read_whole(connect, path)
+                raw = _read_whole(one, path)
                 return cls.parse(raw, sha256)
             except LinkClosedError:
                 raise
@@ -192,6 +201,7 @@ class Manifest:
                     ) from error
             time.sleep(pause)
             pause = min(pause * 2, longest)
+        raise ValueError("the store needs at least one endpoint")
 
     def entry(self, path: str) -> Entry:
         """Return what the manifest says about a path.
@@ -248,7 +258,7 @@ def _read_whole(connect: Connect, path: str) -> bytes:
     return bytes(text)
 
 
-def _pieces(sftp: Sftp, handle: bytes, size: int) -> Iterator[tuple[int, bytearray]]:
+def _pieces(sftp: Sftp, handle: bytes, size: int) -> Iterator[tuple[int, bytearray | memoryview]]:
     todo = deque(range(0, size, MAX_READ))
     flying: dict[int, tuple[int, int]] = {}
     while todo or flying:

@@ -4,6 +4,9 @@ Each channel belongs to one thread, which keeps many reads on their way, checks 
 settles the piece. A channel that is lost is opened again for as long as the pool is not closed;
 its unfinished pieces go back to the queue, so a cut shows as waiting and never as an error. A
 piece whose bytes are wrong is read again, on another channel if there is one, a few times.
+
+The store may have several endpoints with the same files. Channels are spread over them; one that
+gave wrong bytes where another gave the right ones is put aside.
 """
 
 from __future__ import annotations
@@ -11,14 +14,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import random
 import select
 import threading
 import time
 from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kakehashi.errors import BlockMismatchError, LinkClosedError, LinkError
+from kakehashi.link import pace
+from kakehashi.link.figures import Ledger, ReplicaStats, Second, Stats
 from kakehashi.link.sftp import (
     PATIENCE_S,
     STATUS_EOF,
@@ -30,15 +37,27 @@ from kakehashi.link.sftp import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from kakehashi.link.manifest import Connect
 
 REREADS = 3
 """How often a piece with wrong bytes is read again before it is an error."""
 
+WRONG_AT_MOST = 2
+"""How many pieces an endpoint may give wrongly that another one gives rightly."""
+
 _HANDLES = 32
-_PAUSE_S = (0.05, 5.0)
+_PAUSE_S = (0.05, 3.0)
+_IDLE_S = 20.0
+# While nothing is connected, so many try; more would only crowd the store when it is back.
+_SCOUTS = 4
+# Not answering for so long is a lost connection, as a rule; it doubles where it was not.
+_SILENT_S = 8.0
+# A channel must open a file before it can read: so few pieces are not worth splitting up.
+_TOGETHER = 4
+_REQUESTS = 64
+_LOOK_S = 0.5
+
+Waiter = Callable[["Piece"], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -54,10 +73,17 @@ class Piece:
     digest : bytes or None
         SHA-256 that the bytes must have; ``None`` where the caller checks more than one piece
         together.
+    into : memoryview or None
+        Where the bytes go; without it, into memory of their own. Not to be looked at before the
+        piece is done: until then anything may stand there.
+    hashed : bool
+        Without a digest to compare with: say in ``found`` which one the bytes have.
     done : bool
-        Either ``data`` or ``error`` is set, and stays as it is.
-    data : bytearray or None
+        The rest stays as it is: ``error`` is set, or the bytes are there.
+    data : bytearray, memoryview or None
         The bytes, checked. Shared by all who read them: not to be changed.
+    found : bytes or None
+        Their SHA-256, if ``hashed``.
     error : LinkError or None
         Why there are none.
     """
@@ -66,23 +92,32 @@ class Piece:
     offset: int
     length: int
     digest: bytes | None
+    into: memoryview | None = None
+    hashed: bool = False
     done: bool = False
-    data: bytearray | None = None
+    data: bytearray | memoryview | None = None
+    found: bytes | None = None
     error: LinkError | None = None
     _rereads: int = 0
     _avoid: int | None = None
+    _wrong_at: frozenset[int] = frozenset()
     _started: bool = False
-    _event: threading.Event | None = None
+    _waiters: list[Waiter] = field(default_factory=list)
+
+    def place(self) -> memoryview | None:
+        """Return where the bytes go now."""
+        return self.into
 
 
-@dataclass
-class Counts:
-    """What the pool did; changed under its lock only."""
+@dataclass(eq=False)
+class _Replica:
+    """One endpoint of the store."""
 
+    number: int
+    connect: Connect
     bytes: int = 0
-    pieces: int = 0
-    rereads: int = 0
-    reconnects: int = 0
+    wrong: int = 0
+    aside: str = ""
 
 
 @dataclass(eq=False)
@@ -90,14 +125,24 @@ class _Channel:
     """One thread's own: its number, its bell, and what it has taken from the queue."""
 
     number: int
+    patience_s: float
+    replica: _Replica
     bell: int = field(default_factory=lambda: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+    thread: threading.Thread | None = None
     sftp: Sftp | None = None
     connected: bool = False
     taken: set[Piece] = field(default_factory=set)
+    flying: int = 0
+    depth: int = 2 * pace.DEPTH_LEAST
+    rtt_s: float | None = None
 
     def __del__(self) -> None:
         # Not sooner: a thread that still runs could ring a number that is another file by now.
         os.close(self.bell)
+
+    @property
+    def full(self) -> bool:
+        return 4 * self.flying >= 3 * self.depth or len(self.taken) >= _REQUESTS
 
     def ring(self) -> None:
         os.eventfd_write(self.bell, 1)
@@ -109,15 +154,17 @@ class _Channel:
             poll.register(fd, select.POLLIN)
         return poll
 
-    def wait(self, poll: select.poll, timeout_s: float | None) -> bool:
-        """Wait for the bell, or something else to be readable; return if it was the latter."""
-        ready = poll.poll(None if timeout_s is None else timeout_s * 1000)
-        for fd, _ in ready:
+    def wait(self, poll: select.poll, timeout_s: float | None) -> tuple[bool, bool]:
+        """Wait; return if the bell has rung, and if something else is readable."""
+        rung = other = False
+        for fd, _ in poll.poll(None if timeout_s is None else timeout_s * 1000):
             if fd == self.bell:
+                rung = True
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(self.bell)
-                return len(ready) > 1
-        return bool(ready)
+            else:
+                other = True
+        return rung, other
 
 
 class Pool:
@@ -125,72 +172,134 @@ class Pool:
 
     Parameters
     ----------
-    connect : callable
-        Opens a channel. An ``OSError`` or ``LinkError`` means "not now": it is tried again; a
-        ``LinkClosedError`` means never: the pool closes.
+    connects : sequence of callable
+        For each endpoint of the store what opens a channel to it. An ``OSError`` or
+        ``LinkError`` means "not now": it is tried again; a ``LinkClosedError`` means never: the
+        pool closes.
     channels : int
-        Number of channels.
-    depth : int
-        Reads on their way at once on each channel.
+        Number of channels at most; how many there are follows from what they carry.
     patience_s : float
-        Seconds of silence of a channel that owes answers, after which it is given up.
+        Longest silence in seconds of a channel that owes answers, after which it is given up.
     """
 
     def __init__(
-        self,
-        connect: Connect,
-        *,
-        channels: int,
-        depth: int,
-        patience_s: float = PATIENCE_S,
+        self, connects: Sequence[Connect], *, channels: int, patience_s: float = PATIENCE_S
     ) -> None:
-        self._connect = connect
-        self._depth = depth
+        if not connects:
+            raise ValueError("a pool needs at least one endpoint of the store")
+        self._replicas = [_Replica(number, one) for number, one in enumerate(connects)]
+        most = max(channels, len(connects))
         self._patience_s = patience_s
         self._lock = threading.Lock()
         self._urgent: deque[Piece] = deque()
         self._ahead: deque[Piece] = deque()
         self._closed: LinkClosedError | None = None
-        self._channels = [_Channel(number) for number in range(channels)]
-        self._threads: list[threading.Thread] = []
-        self._counts = Counts()
+        self._channels = [
+            _Channel(number, min(_SILENT_S, patience_s), self._replicas[number % len(connects)])
+            for number in range(most)
+        ]
+        self._pace = pace.Pace(most, max(pace.START, len(connects)))
+        self._looked = 0.0
+        self._ledger = Ledger()
+
+    # ------------------------------------------------------------------ for the reader
 
     def submit(self, pieces: Iterable[Piece], *, urgent: bool) -> None:
-        """Queue pieces; those that somebody waits for go before those read ahead.
+        """Queue pieces; those that somebody waits for go before the others.
 
-        A piece that is queued for reading ahead can be submitted again as urgent. Once the pool
-        is closed, pieces are done at once, with a ``LinkClosedError``.
+        A piece that is queued can be submitted again as urgent. Once the pool is closed, pieces
+        are done at once, with a ``LinkClosedError``.
         """
         with self._lock:
+            self._ledger.begin()
             (self._urgent if urgent else self._ahead).extend(pieces)
-            if self._closed is not None:
-                self._drop_queue()
+            dropped = self._drop_queue() if self._closed is not None else []
+            if self._closed is None:
+                self._call()
+        _tell(dropped)
+
+    def when_done(self, piece: Piece, waiter: Waiter) -> None:
+        """Call back once a submitted piece is done, from whichever thread; at once if it is."""
+        with self._lock:
+            if not piece.done:
+                piece._waiters.append(waiter)
                 return
-            if not self._threads:
-                self._start()
-            self._ring_some()
+        waiter(piece)
 
     def wait(self, piece: Piece, timeout_s: float | None = None) -> bool:
         """Wait until a submitted piece is done; return if it is."""
+        if piece.done:
+            return True
+        event = threading.Event()
+        waiter = _Ringer(event)
+        self.when_done(piece, waiter)
+        if event.wait(timeout_s):
+            return True
         with self._lock:
-            if piece.done:
-                return True
-            if piece._event is None:
-                piece._event = threading.Event()
-        return piece._event.wait(timeout_s)
+            if waiter in piece._waiters:
+                piece._waiters.remove(waiter)
+        return piece.done
 
-    def counts(self) -> Counts:
-        """Return a copy of the figures."""
+    def cancel(self, pieces: Iterable[Piece]) -> None:
+        """Let go of pieces that nobody else waits for; what comes for them is thrown away."""
+        cancelled = LinkError("the read was cancelled")
         with self._lock:
-            counts = self._counts
-            return Counts(counts.bytes, counts.pieces, counts.rereads, counts.reconnects)
+            for piece in pieces:
+                if not piece.done:
+                    piece.into = None
+                    piece._waiters.clear()
+                    piece.error = cancelled
+                    piece.done = True
+
+    def waited(self, seconds: float) -> None:
+        """Note that somebody has waited."""
+        with self._lock:
+            self._ledger.waited(seconds)
+
+    def stats(self, cached_blocks: int) -> Stats:
+        """Return the figures so far."""
+        with self._lock:
+            ledger, now, mean = self._ledger, *self._ledger.rates()
+            open_ones = [channel for channel in self._channels if channel.connected]
+            return Stats(
+                bytes=ledger.bytes,
+                blocks=ledger.pieces,
+                cached_blocks=cached_blocks,
+                retries=ledger.rereads,
+                reconnects=ledger.reconnects,
+                waiting_s=ledger.waited_s,
+                repeated=ledger.repeated,
+                refused=ledger.refused,
+                channels=len(open_ones),
+                channel_limit=self._pace.target,
+                rtt_s=tuple(one.rtt_s for one in open_ones if one.rtt_s is not None),
+                rate_now=now,
+                rate_mean=mean,
+                replicas=tuple(
+                    ReplicaStats(
+                        replica.bytes,
+                        replica.wrong,
+                        sum(one.replica is replica for one in open_ones),
+                        replica.aside,
+                    )
+                    for replica in self._replicas
+                ),
+            )
+
+    def history(self) -> tuple[Second, ...]:
+        """Return what was done second by second."""
+        with self._lock:
+            return self._ledger.history()
 
     def close(self, reason: str = "the link was closed") -> None:
         """End every channel; what is unfinished is settled with ``LinkClosedError``."""
         self._shut(reason)
-        for thread in self._threads:
+        for channel in self._channels:
             # A thread may hang in a connect that is not ours to end; it holds no data.
-            thread.join(timeout=1.0)
+            if channel.thread is not None and channel.thread is not threading.current_thread():
+                channel.thread.join(timeout=1.0)
+
+    # ------------------------------------------------------------------ channels
 
     def _shut(self, reason: str) -> None:
         with self._lock:
@@ -200,103 +309,97 @@ class Pool:
                 if channel.sftp is not None:
                     channel.sftp.abort()
                 channel.ring()
-            self._drop_queue()
+            dropped = self._drop_queue()
+        _tell(dropped)
 
-    def _start(self) -> None:
-        for channel in self._channels:
-            thread = threading.Thread(
-                target=self._run, args=(channel,), name=f"link-{channel.number}", daemon=True
-            )
-            self._threads.append(thread)
-            thread.start()
-
-    def _ring_some(self) -> None:
-        """Wake as many channels as there is work for; the ones with the least to do first."""
+    def _call(self) -> None:
+        """With the lock held: wake as many channels as there is work for, the idlest first."""
         queued = len(self._urgent) + len(self._ahead)
-        for channel in sorted(self._channels, key=lambda c: (len(c.taken), not c.connected))[
-            :queued
-        ]:
-            if len(channel.taken) < self._depth:
+        wanted = self._ranked()[: self._limit()]
+        for channel in sorted(wanted, key=lambda c: (c.flying, not c.connected))[:queued]:
+            if channel.thread is None:
+                channel.thread = threading.Thread(
+                    target=self._run, args=(channel,), name=f"link-{channel.number}", daemon=True
+                )
+                channel.thread.start()
+            elif not channel.full:
                 channel.ring()
 
-    def _take(self, channel: _Channel) -> list[Piece]:
-        """Take this channel's share of the queue."""
-        with self._lock:
-            others = sum(c.connected for c in self._channels if c is not channel)
-            queued = len(self._urgent) + len(self._ahead)
-            share = min(self._depth - len(channel.taken), -(-queued // (others + 1)))
-            mine: list[Piece] = []
-            for queue in (self._urgent, self._ahead):
-                kept: list[Piece] = []
-                while queue and len(mine) < share:
-                    piece = queue.popleft()
-                    if piece._started:
-                        continue
-                    if others and piece._avoid == channel.number:
-                        kept.append(piece)
-                        continue
-                    piece._started = True
-                    mine.append(piece)
-                queue.extendleft(reversed(kept))
-            channel.taken.update(mine)
-            return mine
+    def _ranked(self) -> list[_Channel]:
+        """Return the channels, those first that are to go on if there are to be fewer.
 
-    def _give_back(self, channel: _Channel, pieces: Iterable[Piece]) -> None:
-        """Queue pieces again that this channel had taken, before all others."""
-        with self._lock:
-            for piece in sorted(pieces, key=lambda p: p.offset, reverse=True):
-                channel.taken.discard(piece)
-                piece._started = False
-                self._urgent.appendleft(piece)
-            for other in self._channels:
-                other.ring()
+        The first channel of each endpoint is always one of them, so that one which was out of
+        reach is used again.
+        """
+        bound = len(self._replicas)
+        return sorted(self._channels, key=lambda c: (c.number >= bound, not c.connected, c.number))
 
-    def _settle(self, channel: _Channel, piece: Piece) -> None:
-        with self._lock:
-            channel.taken.discard(piece)
-            if piece.data is not None:
-                self._counts.bytes += piece.length
-                self._counts.pieces += 1
-            _finish(piece)
+    def _limit(self) -> int:
+        if any(channel.connected for channel in self._channels):
+            return self._pace.target
+        return min(self._pace.target, max(_SCOUTS, len(self._replicas)))
 
-    def _drop_queue(self) -> None:
-        """With the lock held: end what nobody has taken; the pool is closed."""
-        for queue in (self._urgent, self._ahead):
-            for piece in queue:
-                if not piece._started:
-                    piece._started = True
-                    piece.error = self._closed
-                    _finish(piece)
-            queue.clear()
+    def _is_wanted(self, channel: _Channel) -> bool:
+        return channel in self._ranked()[: self._limit()]
+
+    def _assign(self, channel: _Channel) -> None:
+        """Choose the endpoint of a channel that is to be opened."""
+        with self._lock:
+            own = self._replicas[channel.number % len(self._replicas)]
+            if channel.number < len(self._replicas) and not own.aside:
+                channel.replica = own
+                return
+            users = [c.replica for c in self._channels if c.connected]
+            channel.replica = min(
+                (replica for replica in self._replicas if not replica.aside),
+                key=lambda replica: (replica not in users, users.count(replica)),
+            )
 
     def _run(self, channel: _Channel) -> None:
         pause, longest = _PAUSE_S
         while self._wait_for_work(channel):
-            answered = False
+            exchange: _Exchange | None = None
+            self._assign(channel)
             try:
-                with Sftp(self._connect(), patience_s=self._patience_s) as sftp:
+                with Sftp(channel.replica.connect(), patience_s=channel.patience_s) as sftp:
                     self._greet(channel, sftp)
                     exchange = _Exchange(self, channel, sftp)
-                    try:
-                        exchange.run()
-                    finally:
-                        answered = exchange.answered
+                    exchange.run()
             except LinkClosedError as error:
                 self._shut(str(error))
             except (LinkError, OSError):
-                with self._lock:
-                    self._counts.reconnects += 1
+                self._lost(channel, exchange)
             finally:
                 with self._lock:
                     channel.sftp = None
                     channel.connected = False
+                    self._note_channels()
                 self._give_back(channel, list(channel.taken))
-            if answered:
+            if exchange is not None and exchange.answered:
                 pause = _PAUSE_S[0]
-            self._rest(channel, pause)
+            self._rest(channel, pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
             pause = min(pause * 2, longest)
         with self._lock:
-            self._drop_queue()
+            dropped = self._drop_queue() if self._closed is not None else []
+        _tell(dropped)
+
+    def _lost(self, channel: _Channel, exchange: _Exchange | None) -> None:
+        with self._lock:
+            peers = sum(
+                one.connected and one.replica is channel.replica
+                for one in self._channels
+                if one is not channel
+            )
+            if exchange is None and peers:
+                # The others work: so this one was not granted, and they have to do.
+                self._ledger.refused += 1
+                connected = sum(one.connected for one in self._channels)
+                self._pace.refused(time.monotonic(), connected)
+                return
+            self._ledger.reconnected(len(channel.taken))
+            if exchange is not None and exchange.silent_s >= channel.patience_s:
+                # It may be no cut but a slow store: ask more patiently.
+                channel.patience_s = min(2 * channel.patience_s, self._patience_s)
 
     def _greet(self, channel: _Channel, sftp: Sftp) -> None:
         with self._lock:
@@ -307,6 +410,15 @@ class Pool:
         sftp.greet()
         with self._lock:
             channel.connected = True
+            channel.rtt_s = None
+            channel.depth = 2 * pace.DEPTH_LEAST
+            self._note_channels()
+            if self._urgent or self._ahead:
+                # The scouts' success is the others' sign.
+                self._call()
+
+    def _note_channels(self) -> None:
+        self._ledger.connected(sum(channel.connected for channel in self._channels))
 
     def _wait_for_work(self, channel: _Channel) -> bool:
         bell = channel.poll()
@@ -314,7 +426,7 @@ class Pool:
             with self._lock:
                 if self._closed is not None:
                     return False
-                if self._urgent or self._ahead:
+                if (self._urgent or self._ahead) and self._is_wanted(channel):
                     return True
             channel.wait(bell, None)
 
@@ -323,6 +435,128 @@ class Pool:
         end = time.monotonic() + pause_s
         while self._closed is None and (left := end - time.monotonic()) > 0:
             channel.wait(bell, left)
+
+    def _look(self, now: float) -> None:
+        """With the lock held: see how fast things go, and choose the number of channels."""
+        if now - self._looked < _LOOK_S / 10:
+            return
+        self._looked = now
+        working = [one for one in self._channels if one.connected]
+        before = self._pace.target
+        self._pace.tick(
+            now,
+            self._ledger.bytes,
+            connected=len(working),
+            busy=bool(self._urgent or self._ahead)
+            or 2 * sum(one.flying for one in working) >= sum(one.depth for one in working),
+            rtt_s=min((one.rtt_s for one in working if one.rtt_s is not None), default=None),
+        )
+        if self._pace.target > before and (self._urgent or self._ahead):
+            self._call()
+
+    def _has_idled(self, channel: _Channel) -> bool:
+        """Tell whether a channel that had nothing to do for long is to be closed."""
+        with self._lock:
+            working = [one for one in self._ranked() if one.connected]
+            if any(one.taken for one in working):
+                return False
+            self._pace.rest()
+            return channel is not working[0]
+
+    # ------------------------------------------------------------------ pieces
+
+    def _take(self, channel: _Channel) -> list[Piece]:
+        """Take this channel's share of the queue."""
+        with self._lock:
+            mine: list[Piece] = []
+            queued = len(self._urgent) + len(self._ahead)
+            if not queued or not self._is_wanted(channel):
+                return mine
+            others = [c for c in self._channels if c.connected and c is not channel]
+            share = max(_TOGETHER, -(-queued // (len(others) + 1)))
+            share = min(share, _REQUESTS - len(channel.taken))
+            for queue in (self._urgent, self._ahead):
+                kept: list[Piece] = []
+                while queue and len(mine) < share and channel.flying < channel.depth:
+                    piece = queue.popleft()
+                    if piece._started or piece.done:
+                        continue
+                    if piece._avoid is not None and _avoids(piece, channel, others):
+                        kept.append(piece)
+                        continue
+                    piece._started = True
+                    channel.flying += piece.length
+                    mine.append(piece)
+                queue.extendleft(reversed(kept))
+            channel.taken.update(mine)
+            return mine
+
+    def _give_back(self, channel: _Channel, pieces: Iterable[Piece]) -> None:
+        """Queue pieces again that this channel had taken, before all others."""
+        with self._lock:
+            for piece in sorted(pieces, key=lambda p: p.offset, reverse=True):
+                channel.taken.discard(piece)
+                channel.flying -= piece.length
+                if not piece.done:
+                    piece._started = False
+                    self._urgent.appendleft(piece)
+            dropped = self._drop_queue() if self._closed is not None else []
+            for other in self._channels:
+                other.ring()
+        _tell(dropped)
+
+    def _settle(self, channel: _Channel, piece: Piece) -> None:
+        """Have a piece done; those who wait for it are to be told once nothing else holds it."""
+        now = time.monotonic()
+        with self._lock:
+            channel.taken.discard(piece)
+            channel.flying -= piece.length
+            if piece.error is None:
+                self._ledger.arrived(piece.length)
+                channel.replica.bytes += piece.length
+                if piece._wrong_at:
+                    self._blame(piece._wrong_at - {channel.replica.number})
+            self._look(now)
+            if piece.done:
+                piece.data = None
+            piece.done = True
+            piece.into = None
+
+    def _blame(self, numbers: frozenset[int]) -> None:
+        """Note that these endpoints gave a piece wrongly that another one has given rightly."""
+        for number in numbers:
+            replica = self._replicas[number]
+            replica.wrong += 1
+            in_use = sum(not one.aside for one in self._replicas)
+            if replica.wrong > WRONG_AT_MOST and not replica.aside and in_use > 1:
+                replica.aside = (
+                    f"{replica.wrong} pieces were wrong that another endpoint of the store gave "
+                    "rightly; tell the store's operators"
+                )
+                for channel in self._channels:
+                    channel.ring()
+
+    def _drop_queue(self) -> list[Piece]:
+        """With the lock held: end what nobody has taken; the pool is closed."""
+        dropped: list[Piece] = []
+        for queue in (self._urgent, self._ahead):
+            for piece in queue:
+                if not piece._started and not piece.done:
+                    piece._started = piece.done = True
+                    piece.error = self._closed
+                    dropped.append(piece)
+            queue.clear()
+        return dropped
+
+
+class _Ringer:
+    """Sets an event; unlike a bound method it is equal only to itself."""
+
+    def __init__(self, event: threading.Event) -> None:
+        self._event = event
+
+    def __call__(self, _: Piece) -> None:
+        self._event.set()
 
 
 class _Exchange:
@@ -337,9 +571,19 @@ class _Exchange:
         self._opening: dict[str, list[Piece]] = {}
         self._opens: dict[int, str] = {}
         self._reads: dict[int, Piece] = {}
+        self._timed: tuple[int, float] | None = None
+        self._settled: list[Piece] = []
+        self._moved = 0
+        self._heard = time.monotonic()
+        self._mark = (self._heard, 0)
+
+    @property
+    def silent_s(self) -> float:
+        """For how long nothing was heard, in seconds."""
+        return time.monotonic() - self._heard
 
     def run(self) -> None:
-        """Work off the queue until the pool is closed.
+        """Work off the queue until the pool is closed or the channel is not wanted any more.
 
         Raises
         ------
@@ -348,24 +592,43 @@ class _Exchange:
         """
         pool, channel, sftp = self._pool, self._channel, self._sftp
         poll = channel.poll(sftp.fileno())
-        heard = time.monotonic()
-        while pool._closed is None:
-            idle = sftp.outstanding == 0
-            for piece in pool._take(channel):
-                self._want(piece)
-            sftp.flush()
-            now = time.monotonic()
-            if idle:
-                heard = now
-            left = heard + pool._patience_s - now
-            if left <= 0:
-                raise LinkError(f"the store was silent for {pool._patience_s:g} s")
-            if channel.wait(poll, left if sftp.outstanding else None):
-                if not sftp.outstanding:
-                    raise LinkError("the channel to the store was closed while it was idle")
-                self._answer(sftp.receive())
+        while pool._closed is None and not channel.replica.aside:
+            if not channel.full:
+                for piece in pool._take(channel):
+                    self._want(piece)
+                sftp.flush()
+            if not sftp.outstanding:
+                if self._idle(poll):
+                    return
+            elif channel.full or self._is_answered(poll):
+                try:
+                    self._answer(sftp.receive())
+                finally:
+                    # Not sooner: until here the answer held the memory that it is in.
+                    _tell(self._settled)
+                    self._settled.clear()
                 self.answered = True
-                heard = time.monotonic()
+                self._heard = time.monotonic()
+
+    def _idle(self, poll: select.poll) -> bool:
+        """Wait for work; return if the channel is to be closed instead."""
+        pool, channel = self._pool, self._channel
+        with pool._lock:
+            if not pool._is_wanted(channel):
+                return True
+        rung, readable = channel.wait(poll, _IDLE_S)
+        if readable:
+            raise LinkError("the channel to the store was closed while it was idle")
+        self._heard = time.monotonic()
+        self._mark = (self._heard, self._moved)
+        return not rung and pool._has_idled(channel)
+
+    def _is_answered(self, poll: select.poll) -> bool:
+        """Wait for an answer, or for more to ask; return if it is an answer."""
+        left = self._channel.patience_s - self.silent_s
+        if left > 0:
+            return self._channel.wait(poll, left)[1]
+        raise LinkError(f"the store was silent for {self._channel.patience_s:g} s")
 
     def _want(self, piece: Piece) -> None:
         handle = self._handles.get(piece.path)
@@ -375,17 +638,27 @@ class _Exchange:
         elif piece.path in self._opening:
             self._opening[piece.path].append(piece)
         else:
+            alone = not self._sftp.outstanding
             self._opening[piece.path] = [piece]
-            self._opens[self._sftp.ask_open(piece.path)] = piece.path
+            request = self._sftp.ask_open(piece.path)
+            self._opens[request] = piece.path
+            if alone:
+                # Nothing is in its way, so it takes one round trip and little more.
+                self._sftp.flush()
+                self._timed = (request, time.monotonic())
 
     def _read(self, handle: bytes, piece: Piece) -> None:
-        self._reads[self._sftp.ask_read(handle, piece.offset, piece.length)] = piece
+        request = self._sftp.ask_read(handle, piece.offset, piece.length, piece.place)
+        self._reads[request] = piece
 
     def _answer(self, reply: Reply) -> None:
-        if reply.request in self._opens:
-            self._opened(self._opens.pop(reply.request), reply)
-        elif reply.request in self._reads:
+        if reply.request in self._reads:
             self._came(self._reads.pop(reply.request), reply)
+        elif reply.request in self._opens:
+            if self._timed is not None and reply.request == self._timed[0]:
+                found = time.monotonic() - self._timed[1]
+                self._channel.rtt_s = min(found, self._channel.rtt_s or found)
+            self._opened(self._opens.pop(reply.request), reply)
 
     def _opened(self, path: str, reply: Reply) -> None:
         waiting = self._opening.pop(path)
@@ -394,6 +667,7 @@ class _Exchange:
             for piece in waiting:
                 self._read(reply.handle, piece)
             self._forget_surplus()
+            self._sftp.flush()
         elif isinstance(reply, Status):
             for piece in waiting:
                 self._again(
@@ -410,20 +684,40 @@ class _Exchange:
             self._sftp.ask_close(handle)
 
     def _came(self, piece: Piece, reply: Reply) -> None:
-        where = f"{piece.path}, bytes {piece.offset} to {piece.offset + piece.length}"
         if isinstance(reply, Data):
-            problem = _problem(piece, reply.data)
+            problem = None if piece.done else _problem(piece, reply.data)
             if problem is None:
-                piece.data = reply.data
-                self._pool._settle(self._channel, piece)
+                self._measure(piece.length)
+                if piece.into is None:
+                    piece.data = reply.data
+                self._settle(piece)
             else:
-                self._again(piece, BlockMismatchError(f"{where}: {problem}"))
+                self._again(piece, BlockMismatchError(f"{_where(piece)}: {problem}"))
         elif isinstance(reply, Status) and reply.code == STATUS_EOF:
             self._again(
-                piece, BlockMismatchError(f"{where}: the file at the store ends before them")
+                piece,
+                BlockMismatchError(f"{_where(piece)}: the file at the store ends before them"),
             )
         elif isinstance(reply, Status):
-            self._again(piece, LinkError(f"{where}: the store cannot read them: {reply.message}"))
+            self._again(
+                piece,
+                LinkError(f"{_where(piece)}: the store cannot read them: {reply.message}"),
+            )
+
+    def _settle(self, piece: Piece) -> None:
+        self._pool._settle(self._channel, piece)
+        self._settled.append(piece)
+
+    def _measure(self, length: int) -> None:
+        """Choose from time to time how much to ask for at once."""
+        self._moved += length
+        now = time.monotonic()
+        began, before = self._mark
+        if now - began >= _LOOK_S:
+            channel = self._channel
+            channel.depth = pace.depth((self._moved - before) / (now - began), channel.rtt_s)
+            channel.patience_s = min(_SILENT_S, self._pool._patience_s)
+            self._mark = (now, self._moved)
 
     def _again(self, piece: Piece, error: LinkError) -> None:
         """Have a piece read anew elsewhere, or give it up with this error."""
@@ -431,29 +725,48 @@ class _Exchange:
         stale = self._handles.pop(piece.path, None)
         if stale is not None:
             self._sftp.ask_close(stale)
-        if piece._rereads == REREADS:
+        pool, channel = self._pool, self._channel
+        if piece._rereads >= REREADS + len(pool._replicas) - 1:
             piece.error = error
-            self._pool._settle(self._channel, piece)
+            self._settle(piece)
             return
         piece._rereads += 1
-        piece._avoid = self._channel.number
-        with self._pool._lock:
-            self._pool._counts.rereads += 1
-        self._pool._give_back(self._channel, [piece])
+        piece._avoid = channel.number
+        piece._wrong_at |= {channel.replica.number}
+        with pool._lock:
+            pool._ledger.reread()
+        pool._give_back(channel, [piece])
 
 
-def _finish(piece: Piece) -> None:
-    piece.done = True
-    if piece._event is not None:
-        piece._event.set()
+def _avoids(piece: Piece, channel: _Channel, others: Sequence[_Channel]) -> bool:
+    """Tell whether another channel is the better one for a piece that came wrongly."""
+    wrong = piece._wrong_at
+    if any(other.replica.number not in wrong for other in others):
+        return channel.replica.number in wrong
+    return bool(others) and piece._avoid == channel.number
 
 
-def _problem(piece: Piece, data: bytearray) -> str | None:
+def _tell(pieces: Iterable[Piece]) -> None:
+    for piece in pieces:
+        waiters, piece._waiters = piece._waiters, []
+        for waiter in waiters:
+            waiter(piece)
+
+
+def _where(piece: Piece) -> str:
+    return f"{piece.path}, bytes {piece.offset} to {piece.offset + piece.length}"
+
+
+def _problem(piece: Piece, data: bytearray | memoryview) -> str | None:
     if len(data) != piece.length:
         return f"only {len(data)} bytes came"
-    if piece.digest is not None and hashlib.sha256(data).digest() != piece.digest:
+    if piece.digest is None and not piece.hashed:
+        return None
+    found = hashlib.sha256(data).digest()
+    if piece.digest is not None and found != piece.digest:
         return (
             "the bytes are not those that the manifest names; the file at the store was changed "
             "or damaged, tell the store's operators"
         )
+    piece.found = found
     return None

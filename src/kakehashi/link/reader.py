@@ -16,11 +16,12 @@ import threading
 import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Self
 
 from kakehashi.errors import BlockMismatchError, LinkError
+from kakehashi.link.bulk import AHEAD_BYTES, Alarm, AsyncBulk, Bulk, Wanted
+from kakehashi.link.figures import ReplicaStats, Second, Stats
 from kakehashi.link.manifest import Connect, Entry, Manifest, remote_path
 from kakehashi.link.pool import REREADS, Piece, Pool
 from kakehashi.link.sftp import PATIENCE_S
@@ -28,44 +29,23 @@ from kakehashi.link.sftp import PATIENCE_S
 if TYPE_CHECKING:
     from types import TracebackType
 
+__all__ = ["CACHE_BYTES", "File", "Reader", "ReplicaStats", "Second", "Stats"]
+
 HASH_BYTES = 32
 CACHE_BYTES = 64 << 20
 
-_CHANNELS = 3
-_DEPTH = 16
+CHANNELS = 16
+"""Channels at most; how many there are follows from what they carry."""
+
 _OUT_OF_ORDER = 4
 # One read, or a few side by side, is a slice or a box of a packed series, and what follows in the
 # file is of no use to it: only who has read on for longer is likely to go on.
 _RUN = 8
-_HASH_LISTS = 256
+_HASH_LISTS_BYTES = 32 << 20
+# A read of more blocks goes straight to its place, unless it was read ahead.
+_CACHED_READ = 8
 _HASHES_AT_ONCE = 131072
 _LOOK_S = 0.2
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What a reader has done so far.
-
-    Attributes
-    ----------
-    bytes, blocks : int
-        Verified bytes and pieces that came over the link.
-    cached_blocks : int
-        Blocks that a read found in memory or already on their way.
-    retries : int
-        Pieces read again because what came was wrong.
-    reconnects : int
-        Channels lost, and attempts to open one that failed.
-    waiting_s : float
-        Seconds that reads waited for the link, summed over threads.
-    """
-
-    bytes: int
-    blocks: int
-    cached_blocks: int
-    retries: int
-    reconnects: int
-    waiting_s: float
 
 
 _Key = tuple[str, int]
@@ -73,47 +53,52 @@ Interrupted = Callable[[], bool]
 
 
 class Reader:
-    """Reads the files of a manifest through a few channels.
+    """Reads the files of a manifest through several channels.
 
     Parameters
     ----------
-    connect : callable
+    connect : callable or sequence of callable
         Opens a channel: returns a connected stream socket with an SFTP server behind it. It is
         called from several threads, again after a channel was lost, and for as long as it fails
-        with ``OSError`` or ``LinkError``; ``LinkClosedError`` closes the reader.
+        with ``OSError`` or ``LinkError``; ``LinkClosedError`` closes the reader. Several are
+        endpoints with the same files: they are used side by side, and one that is out of reach
+        or gives wrong bytes leaves the work to the others.
     manifest : Manifest
         What may be read.
     manifest_path : str
         Path of the manifest at the store; files lie beside it.
     channels : int
-        Channels at most; they are opened when they are needed.
+        Channels at most. They are opened when they are needed, as many as bring more bytes a
+        second; one that the session refuses is done without.
     cache_bytes : int
         Bound of the cache in bytes.
     patience_s : float
-        Seconds of silence after which a channel that owes answers is replaced.
+        Longest silence in seconds after which a channel that owes answers is replaced; it
+        begins with less.
     """
 
     def __init__(
         self,
-        connect: Connect,
+        connect: Connect | Sequence[Connect],
         manifest: Manifest,
         *,
         manifest_path: str = "/manifest.json",
-        channels: int = _CHANNELS,
+        channels: int = CHANNELS,
         cache_bytes: int = CACHE_BYTES,
         patience_s: float = PATIENCE_S,
     ) -> None:
         self.manifest = manifest
         self._manifest_path = manifest_path
-        self._pool = Pool(connect, channels=channels, depth=_DEPTH, patience_s=patience_s)
+        connects = [connect] if callable(connect) else list(connect)
+        self._pool = Pool(connects, channels=channels, patience_s=patience_s)
         self._block_size = manifest.block_size
         self._cache_blocks = max(1, cache_bytes // manifest.block_size)
-        self._window = max(1, min(channels * _DEPTH, self._cache_blocks // 2))
+        self._window = max(1, self._cache_blocks // 2)
         self._lock = threading.Lock()
         self._blocks: OrderedDict[_Key, Piece] = OrderedDict()
         self._hashes: OrderedDict[str, bytes] = OrderedDict()
+        self._hashes_bytes = 0
         self._cached_blocks = 0
-        self._waiting_s = 0.0
         self._pid = os.getpid()
         self._finalizer = weakref.finalize(self, self._pool.close)
 
@@ -136,13 +121,18 @@ class Reader:
 
     @classmethod
     def connect(
-        cls, connect: Connect, *, manifest_path: str, sha256: str, channels: int = _CHANNELS
+        cls,
+        connect: Connect | Sequence[Connect],
+        *,
+        manifest_path: str,
+        sha256: str,
+        channels: int = CHANNELS,
     ) -> Self:
         """Fetch and check the manifest, then return a reader of it.
 
         Parameters
         ----------
-        connect : callable
+        connect : callable or sequence of callable
             As for the class.
         manifest_path, sha256 : str
             Where the manifest lies at the store, and its hash; both stand in the grant.
@@ -163,19 +153,46 @@ class Reader:
         with self._lock:
             self._blocks.clear()
             self._hashes.clear()
+            self._hashes_bytes = 0
 
     def stats(self) -> Stats:
-        """Return the figures so far."""
-        counts = self._pool.counts()
+        """Return the figures so far; cheap, from any thread."""
         with self._lock:
-            return Stats(
-                bytes=counts.bytes,
-                blocks=counts.pieces,
-                cached_blocks=self._cached_blocks,
-                retries=counts.rereads,
-                reconnects=counts.reconnects,
-                waiting_s=self._waiting_s,
-            )
+            cached_blocks = self._cached_blocks
+        return self._pool.stats(cached_blocks)
+
+    def history(self) -> tuple[Second, ...]:
+        """Return what was done second by second, oldest first, within the last hour."""
+        return self._pool.history()
+
+    def read_many(self, wanted: Iterable[Wanted], *, ahead_bytes: int = AHEAD_BYTES) -> Bulk:
+        """Read many files, or ranges of them, as one continuous stream.
+
+        Parameters
+        ----------
+        wanted : iterable of str or tuple
+            Paths as in the manifest, or tuples of path, offset and length. May be endless; it
+            is asked for more in the thread that iterates.
+        ahead_bytes : int
+            Bound in bytes on what is under way or waits to be handed over, besides the range
+            that is next. Nothing more is asked for while it is reached.
+
+        Returns
+        -------
+        Bulk
+            An iterator of read-only ``memoryview``, one for each range, in their order.
+
+        Examples
+        --------
+        >>> for data in reader.read_many(reader.manifest.files):  # doctest: +SKIP
+        ...     consume(data)
+        """
+        self._refuse_forked()
+        return Bulk(self, wanted, ahead_bytes=ahead_bytes)
+
+    def aread_many(self, wanted: Iterable[Wanted], *, ahead_bytes: int = AHEAD_BYTES) -> AsyncBulk:
+        """Do as :meth:`read_many`, for ``async for``."""
+        return AsyncBulk(self.read_many(wanted, ahead_bytes=ahead_bytes))
 
     def open(self, path: str, *, interrupted: Interrupted | None = None) -> File:
         """Open a file of the manifest; reads and checks its list of block hashes.
@@ -197,50 +214,125 @@ class Reader:
             The link is closed.
         """
         entry = self.manifest.entry(path)
-        return File(self, entry, self._hash_list(entry, interrupted))
+        event = threading.Event()
+        found: list[bytes | LinkError] = []
 
-    def _hash_list(self, entry: Entry, interrupted: Interrupted | None) -> bytes:
+        def tell(hashes: bytes | LinkError) -> None:
+            found.append(hashes)
+            event.set()
+
+        self._ask_list(entry, tell)
+        self._wait(event, interrupted)
+        return self._opened(entry, found[0])
+
+    async def aopen(self, path: str) -> File:
+        """Do as :meth:`open`, without holding up the event loop."""
+        entry = self.manifest.entry(path)
+        alarm = Alarm()
+        found: list[bytes | LinkError] = []
+
+        def tell(hashes: bytes | LinkError) -> None:
+            found.append(hashes)
+            alarm()
+
+        self._ask_list(entry, tell)
+        await alarm.wait()
+        return self._opened(entry, found[0])
+
+    def _opened(self, entry: Entry, hashes: bytes | LinkError) -> File:
+        if isinstance(hashes, LinkError):
+            raise hashes
+        return File(self, entry, hashes)
+
+    def _ask_list(
+        self,
+        entry: Entry,
+        tell: Callable[[bytes | LinkError], None],
+        tries: int = 1 + REREADS,
+    ) -> None:
+        """Fetch and check a file's list of block hashes; ``tell`` gets it, or why not.
+
+        It is called from whichever thread, at once where the list is known.
+        """
+        known = self._known_list(entry)
+        if known is not None:
+            tell(known)
+            return
+        size = -(-entry.size // self._block_size) * HASH_BYTES
+        path = remote_path(self._manifest_path, entry.blocks_path)
+        # One piece can be checked, and read again elsewhere, by itself.
+        digest = bytes.fromhex(entry.blocks) if size <= _HASHES_AT_ONCE else None
+        pieces = [
+            Piece(path, at, min(_HASHES_AT_ONCE, size - at), digest)
+            for at in range(0, size, _HASHES_AT_ONCE)
+        ]
+        left = len(pieces)
+
+        def came(_: Piece) -> None:
+            nonlocal left
+            with self._lock:
+                left -= 1
+                if left:
+                    return
+            error = next((piece.error for piece in pieces if piece.error is not None), None)
+            hashes = b"".join(piece.data for piece in pieces if piece.data is not None)
+            if error is not None and not isinstance(error, BlockMismatchError):
+                tell(error)
+            elif error is None and hashlib.sha256(hashes).hexdigest() == entry.blocks:
+                self._keep_list(entry, hashes)
+                tell(hashes)
+            elif error is None and tries > 1:
+                self._ask_list(entry, tell, tries - 1)
+            else:
+                tell(
+                    BlockMismatchError(
+                        f"{entry.blocks_path}: the list of block hashes is not the one that the "
+                        "manifest names; it was changed or damaged at the store, tell the "
+                        "store's operators"
+                    )
+                )
+
+        for piece in pieces:
+            piece._waiters.append(came)
+        if pieces:
+            self._submit(pieces, urgent=True)
+        else:
+            tell(b"")
+
+    def _known_list(self, entry: Entry) -> bytes | None:
         with self._lock:
             known = self._hashes.get(entry.path)
             if known is not None:
                 self._hashes.move_to_end(entry.path)
-                return known
-        size = -(-entry.size // self._block_size) * HASH_BYTES
-        path = remote_path(self._manifest_path, entry.blocks_path)
-        for _ in range(1 + REREADS):
-            pieces = [
-                Piece(path, at, min(_HASHES_AT_ONCE, size - at), None)
-                for at in range(0, size, _HASHES_AT_ONCE)
-            ]
-            self._submit(pieces, urgent=True)
-            hashes = b"".join(self._await(piece, interrupted) for piece in pieces)
-            if hashlib.sha256(hashes).hexdigest() == entry.blocks:
-                break
-        else:
-            raise BlockMismatchError(
-                f"{entry.blocks_path}: the list of block hashes is not the one that the manifest "
-                "names; it was changed or damaged at the store, tell the store's operators"
-            )
+            return known
+
+    def _keep_list(self, entry: Entry, hashes: bytes) -> None:
         with self._lock:
+            self._hashes_bytes += len(hashes) - len(self._hashes.get(entry.path, b""))
             self._hashes[entry.path] = hashes
-            while len(self._hashes) > _HASH_LISTS:
-                self._hashes.popitem(last=False)
-        return hashes
+            while self._hashes_bytes > _HASH_LISTS_BYTES and len(self._hashes) > 1:
+                self._hashes_bytes -= len(self._hashes.popitem(last=False)[1])
 
     def _submit(self, pieces: Sequence[Piece], *, urgent: bool) -> None:
+        self._refuse_forked()
+        self._pool.submit(pieces, urgent=urgent)
+
+    def _refuse_forked(self) -> None:
         # The channels' threads do not live on in a child, so it would wait for ever.
         if os.getpid() != self._pid:
             raise LinkError(
                 "this reader was opened before the process was forked and cannot be used here; "
                 "open a Store() of your own in each worker process"
             )
-        self._pool.submit(pieces, urgent=urgent)
 
     def _claim(self, file: File, indices: range, *, urgent: bool) -> list[Piece]:
         """Return these blocks, from the cache, on their way, or asked for now."""
         claimed: list[Piece] = []
         fresh: list[Piece] = []
         with self._lock:
+            if not urgent and 2 * len(self._blocks) >= 3 * self._cache_blocks:
+                # Many files are read ahead at once, and the link does not keep up.
+                return claimed
             for index in indices:
                 key = (file.path, index)
                 piece = self._blocks.get(key)
@@ -268,20 +360,36 @@ class Reader:
             for key in list(itertools.islice(oldest, surplus)):
                 del self._blocks[key]
 
-    def _await(self, piece: Piece, interrupted: Interrupted | None) -> bytearray:
+    def _has(self, path: str, index: int) -> bool:
+        """Tell whether a block is in the cache, or on its way to it."""
+        with self._lock:
+            piece = self._blocks.get((path, index))
+            return piece is not None and piece.error is None
+
+    def _wait(self, event: threading.Event, interrupted: Interrupted | None) -> None:
+        if event.is_set():
+            return
+        started = time.monotonic()
+        try:
+            while not event.wait(_LOOK_S if interrupted else None):
+                if interrupted is not None and interrupted():
+                    raise InterruptedError(errno.EINTR, "the read was interrupted")
+        finally:
+            self._pool.waited(time.monotonic() - started)
+
+    def _await(self, piece: Piece, interrupted: Interrupted | None) -> bytearray | memoryview:
         if not piece.done:
-            started = time.monotonic()
-            try:
-                while not self._pool.wait(piece, _LOOK_S if interrupted else None):
-                    if interrupted is not None and interrupted():
-                        raise InterruptedError(errno.EINTR, "the read was interrupted")
-            finally:
-                with self._lock:
-                    self._waiting_s += time.monotonic() - started
-        if piece.data is None:
-            error = piece.error or LinkError("the piece has neither data nor error")
-            raise type(error)(*error.args)
-        return piece.data
+            event = threading.Event()
+            self._pool.when_done(piece, lambda _: event.set())
+            self._wait(event, interrupted)
+        return _data(piece)
+
+
+def _data(piece: Piece) -> bytearray | memoryview:
+    if piece.data is None:
+        error = piece.error or LinkError("the piece has neither data nor error")
+        raise type(error)(*error.args)
+    return piece.data
 
 
 class File:
@@ -345,17 +453,14 @@ class File:
         LinkError
             The store refuses to give the bytes.
         """
-        reader = self._reader
-        if reader is None:
-            raise ValueError(f"{self.path} is closed; open it again")
-        if offset < 0 or length < 0:
-            raise ValueError(f"offset and length must not be negative: {offset}, {length}")
-        end = min(offset + length, self.size)
+        reader, end = self._range(offset, length)
         if offset >= end:
             return b""
         block = self._block_size
         first, stop = offset // block, -(-end // block)
         ahead = self._plan(first, stop, reader._window)
+        if stop - first > _CACHED_READ and not reader._has(self.path, first):
+            return self._read_directly(reader, offset, end, ahead, interrupted)
         out = io.BytesIO()
         flying: deque[Piece] = deque()
         claimed = first
@@ -369,6 +474,69 @@ class File:
             data = memoryview(reader._await(flying.popleft(), interrupted))
             at = index * block
             out.write(data[max(offset - at, 0) : end - at])
+        return out.getvalue()
+
+    async def aread(self, offset: int, length: int) -> bytes:
+        """Do as :meth:`read`, without holding up the event loop.
+
+        A read that is cancelled frees its memory; blocks that are on their way to the cache
+        stay there.
+        """
+        reader, end = self._range(offset, length)
+        if offset >= end:
+            return b""
+        block = self._block_size
+        first, stop = offset // block, -(-end // block)
+        ahead = self._plan(first, stop, reader._window)
+        if stop - first > _CACHED_READ and not reader._has(self.path, first):
+            out = io.BytesIO()
+            bulk = Bulk(reader, [(self.path, offset, end - offset)], allocate=_Into(out))
+            async with AsyncBulk(bulk) as ranges:
+                reader._claim(self, ahead, urgent=False)
+                async for _ in ranges:
+                    pass
+            return out.getvalue()
+        pieces = reader._claim(self, range(first, stop), urgent=True)
+        reader._claim(self, ahead, urgent=False)
+        parts: list[memoryview] = []
+        for index, piece in enumerate(pieces, first):
+            if not piece.done:
+                alarm = Alarm()
+                started = time.monotonic()
+                reader._pool.when_done(piece, alarm)
+                await alarm.wait()
+                reader._pool.waited(time.monotonic() - started)
+            at = index * block
+            parts.append(memoryview(_data(piece))[max(offset - at, 0) : end - at])
+        return b"".join(parts)
+
+    def _range(self, offset: int, length: int) -> tuple[Reader, int]:
+        if self._reader is None:
+            raise ValueError(f"{self.path} is closed; open it again")
+        if offset < 0 or length < 0:
+            raise ValueError(f"offset and length must not be negative: {offset}, {length}")
+        return self._reader, min(offset + length, self.size)
+
+    def _read_directly(
+        self,
+        reader: Reader,
+        offset: int,
+        end: int,
+        ahead: range,
+        interrupted: Interrupted | None,
+    ) -> bytes:
+        """Read blocks to the place where they are handed out, past the cache."""
+        out = io.BytesIO()
+        event = threading.Event()
+        wanted = [(self.path, offset, end - offset)]
+        with Bulk(reader, wanted, allocate=_Into(out)) as ranges:
+            ready = ranges.advance(event.set)
+            reader._claim(self, ahead, urgent=False)
+            while not ready:
+                reader._wait(event, interrupted)
+                event.clear()
+                ready = ranges.advance(event.set)
+            ranges.take()
         return out.getvalue()
 
     def _piece(self, index: int) -> Piece:
@@ -395,3 +563,15 @@ class File:
                 return range(0)
             self._ahead_until = min(stop + reach, self._blocks)
             return range(begin, self._ahead_until)
+
+
+class _Into:
+    """Gives the memory of a ``BytesIO``, which hands it out as ``bytes`` without a copy."""
+
+    def __init__(self, out: io.BytesIO) -> None:
+        self._out = out
+
+    def __call__(self, length: int) -> memoryview:
+        self._out.seek(length - 1)
+        self._out.write(b"\0")
+        return self._out.getbuffer()

@@ -15,9 +15,12 @@ import contextlib
 import socket
 import struct
 import time
-from typing import NamedTuple, NoReturn, Self
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, Self
 
 from kakehashi.errors import LinkError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MAX_PACKET = 1 << 20
 MAX_READ = 255 * 1024
@@ -57,7 +60,7 @@ class Data(NamedTuple):
     """Answer to a read: at most the bytes asked for, possibly fewer."""
 
     request: int
-    data: bytearray
+    data: bytearray | memoryview
 
 
 class Stat(NamedTuple):
@@ -135,7 +138,7 @@ class Sftp:
         self._patience_s = patience_s
         self._out = bytearray()
         self._next_id = 0
-        self._expected: dict[int, tuple[int, int]] = {}
+        self._expected: dict[int, tuple[int, int, Callable[[], memoryview | None] | None]] = {}
         self.extensions: frozenset[bytes] = frozenset()
         """Names of what the server can do beyond version 3, known after the greeting."""
 
@@ -197,12 +200,22 @@ class Sftp:
         body = as_string(path.encode()) + struct.pack(">II", _FLAG_READ, 0)
         return self._ask(_OPEN, body, HANDLE_REPLY)
 
-    def ask_read(self, handle: bytes, offset: int, length: int) -> int:
-        """Queue a read of ``length`` bytes (at most ``MAX_READ``); return its number."""
+    def ask_read(
+        self,
+        handle: bytes,
+        offset: int,
+        length: int,
+        place: Callable[[], memoryview | None] | None = None,
+    ) -> int:
+        """Queue a read of ``length`` bytes (at most ``MAX_READ``); return its number.
+
+        ``place`` is asked, when the answer comes, for ``length`` bytes of memory to put it
+        into; with ``None``, from it or in its stead, the answer gets memory of its own.
+        """
         if not 0 < length <= MAX_READ or offset < 0:
             raise ValueError(f"a read must ask for 1 to {MAX_READ} bytes from 0 on")
         body = as_string(handle) + _RANGE.pack(offset, length)
-        return self._ask(_READ, body, _DATA, length)
+        return self._ask(_READ, body, _DATA, length, place)
 
     def ask_size(self, handle: bytes) -> int:
         """Queue the question for an open file's size; return the request's number."""
@@ -242,13 +255,13 @@ class Sftp:
             self._broken(f"a packet of {length} bytes (5 to {MAX_PACKET} are possible)")
         if request not in self._expected:
             self._broken(f"an answer to request {request}, which is not open")
-        wanted, limit = self._expected[request]
+        wanted, limit, place = self._expected[request]
         if kind not in (wanted, STATUS_REPLY):
             self._broken(f"an answer of type {kind} where {wanted} was due")
         rest = length - 5
         reply: Reply
         if kind == _DATA:
-            reply = Data(request, self._data(rest, limit))
+            reply = Data(request, self._data(rest, limit, place))
         else:
             body = _Body(bytes(self._take(rest)))
             if kind == HANDLE_REPLY:
@@ -306,24 +319,40 @@ class Sftp:
             raise StatusError(reply.code, f"{what}: the store refused: {reply.message}")
         raise LinkError(f"{what}: the store gave another kind of answer")
 
-    def _ask(self, kind: int, body: bytes, answer: int, limit: int = 0) -> int:
+    def _ask(
+        self,
+        kind: int,
+        body: bytes,
+        answer: int,
+        limit: int = 0,
+        place: Callable[[], memoryview | None] | None = None,
+    ) -> int:
         self._next_id = (self._next_id + 1) & _MAX_REQUEST_ID
-        self._expected[self._next_id] = (answer, limit)
+        self._expected[self._next_id] = (answer, limit, place)
         self._out += _HEAD_ID.pack(5 + len(body), kind, self._next_id)
         self._out += body
         return self._next_id
 
-    def _data(self, rest: int, limit: int) -> bytearray:
+    def _data(
+        self, rest: int, limit: int, place: Callable[[], memoryview | None] | None
+    ) -> bytearray | memoryview:
         if rest < 4:
             self._broken("a data packet without a length")
         (count,) = _U32.unpack(self._take(4))
         if count != rest - 4 or not 0 < count <= limit:
             self._broken(f"{count} bytes of data, {limit} were asked for")
-        return self._take(count)
+        room = place() if place is not None else None
+        if room is None:
+            return self._take(count)
+        self._fill(room[:count])
+        return room[:count]
 
     def _take(self, count: int) -> bytearray:
         buffer = bytearray(count)
-        view = memoryview(buffer)
+        self._fill(memoryview(buffer))
+        return buffer
+
+    def _fill(self, view: memoryview) -> None:
         started = time.monotonic()
         while view:
             try:
@@ -339,7 +368,6 @@ class Sftp:
                 raise LinkError(
                     f"the store was silent for {self._patience_s:g} s in the middle of an answer"
                 )
-        return buffer
 
     @staticmethod
     def _broken(what: str) -> NoReturn:
