@@ -545,7 +545,53 @@ def test_a_read_only_file_stays_as_it_is(public_folder: Path, tmp_path: Path) ->
     assert not parts(public_folder)
 
 
-def test_a_file_that_changed_at_the_store_is_not_acknowledged(
+class Flipper(Server):
+    """Changes one byte in so many of the blocks of data that go to the store."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__(lambda *_: None, writes=True)
+        self.times = times
+
+    def _pass_on(self, source: socket.socket, sink: socket.socket, number: int | None) -> None:
+        with contextlib.suppress(OSError), source.makefile("rb") as packets:
+            while head := packets.read(5):
+                body = bytearray(packets.read(int.from_bytes(head[:4], "big") - 1))
+                if number is None and head[4] == WRITE and self.times:
+                    self.times -= 1
+                    body[-1] ^= 1
+                sink.sendall(head + body)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+WRITE = 6
+
+
+@pytest.mark.parametrize("size", [1, 700_000, 30_000_000])
+def test_what_the_store_holds_wrong_is_written_again(root: Path, size: int) -> None:
+    data = random_bytes(size)
+    flipper = Flipper(2)
+    with ChannelFolder(flipper, root=str(root), patience_s=PATIENCE_S) as folder:
+        folder.write("a", data)
+    flipper.close()
+    assert flipper.times == 0
+    assert (root / "a").read_bytes() == data
+    assert not parts(root)
+
+
+def test_what_the_store_holds_wrong_again_and_again_is_not_acknowledged(root: Path) -> None:
+    (root / "a").write_bytes(OLD)
+    flipper = Flipper(1 << 30)
+    with ChannelFolder(flipper, root=str(root), patience_s=PATIENCE_S) as folder:
+        with pytest.raises(WorkError, match="not what was written"):
+            folder.write("a", NEW)
+        assert (root / "a").read_bytes() == OLD
+        assert not parts(root)
+    flipper.close()
+
+
+def test_pieces_that_changed_at_the_store_are_not_acknowledged(
     channel: ChannelFolder, root: Path
 ) -> None:
     (root / "a").write_bytes(OLD)

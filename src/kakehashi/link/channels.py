@@ -24,6 +24,8 @@ PATIENCE_S = 30.0
 """How long the store may be out of reach before an operation gives up."""
 
 _CHANNELS = 3
+# More are closed again: others in the session want some too.
+_IDLE = 3
 _CONNECT_S = 20.0
 # A silent store is given up sooner than by a reader: somebody waits for the save.
 _SILENT_S = 20.0
@@ -106,12 +108,8 @@ class Channels:
         LinkClosedError
             The session has ended.
         """
-        if os.getpid() != self._pid:
-            raise WorkError(
-                "this work folder was opened before the process was forked and cannot be used "
-                "here; take a new one with WorkFolder.current()"
-            )
-        give_up, pause, begun = None, _PAUSE_S, 0
+        self._require_own()
+        since, begun = None, 0
         while True:
             try:
                 with self._channel() as sftp:
@@ -122,17 +120,70 @@ class Channels:
             except (WorkError, LinkClosedError):
                 raise
             except StatusError as error:
-                raise _explained(error, path) from error
+                raise explained(error, path) from error
             except (LinkError, OSError) as error:
-                now = time.monotonic()
-                give_up = now + self._patience_s if give_up is None else give_up
-                if now >= give_up or self._closed.wait(pause):
-                    self._lost = True
-                    raise WorkLostError(
-                        f"{path or 'the work folder'}: the store was out of reach for "
-                        f"{self._patience_s:g} s ({error}); try again when the link is back"
-                    ) from error
-                pause = min(2 * pause, _LONGEST_PAUSE_S)
+                since = time.monotonic() if since is None else since
+                self.wait(path, error, since)
+
+    def wait(self, path: str, error: Exception, since: float) -> None:
+        """Wait a little before another attempt, longer the longer it has been.
+
+        Parameters
+        ----------
+        path : str
+            What it is about, for messages.
+        error : Exception
+            Why the last attempt failed.
+        since : float
+            When the first one failed, by the monotonic clock.
+
+        Raises
+        ------
+        WorkLostError
+            It has been long enough.
+        """
+        past = time.monotonic() - since
+        pause = min(max(past / 2, _PAUSE_S), _LONGEST_PAUSE_S)
+        if past >= self._patience_s or self._closed.wait(pause):
+            self._lost = True
+            raise WorkLostError(
+                f"{path or 'the work folder'}: the store was out of reach for "
+                f"{past:.0f} s ({error}); try again when the link is back"
+            ) from error
+
+    def lend(self) -> WritingSftp:
+        """Return a channel for a longer time; give it back, or close it.
+
+        Raises
+        ------
+        LinkError, OSError
+            There is none at the moment, or no more (`LinkClosedError`).
+        """
+        self._require_own()
+        sftp = self._take()
+        try:
+            self._tidy(sftp)
+        except BaseException:
+            sftp.close()
+            raise
+        self._lost = False
+        return sftp
+
+    def give_back(self, sftp: WritingSftp) -> None:
+        """Take back a channel that was lent; one with questions open is closed."""
+        with self._lock:
+            keep = not sftp.outstanding and not self._closed.is_set() and len(self._idle) < _IDLE
+            if keep:
+                self._idle.append(sftp)
+        if not keep:
+            sftp.close()
+
+    def _require_own(self) -> None:
+        if os.getpid() != self._pid:
+            raise WorkError(
+                "this work folder was opened before the process was forked and cannot be used "
+                "here; take a new one with WorkFolder.current()"
+            )
 
     def drop(self, part: str) -> None:
         """Remove a file that a write left: now, or with a lost store before anything else."""
@@ -155,11 +206,9 @@ class Channels:
                 whole = True
                 raise
             finally:
-                with self._lock:
-                    keep = whole and not sftp.outstanding and not self._closed.is_set()
-                    if keep:
-                        self._idle.append(sftp)
-                if not keep:
+                if whole:
+                    self.give_back(sftp)
+                else:
                     sftp.close()
 
     def _take(self) -> WritingSftp:
@@ -191,7 +240,8 @@ class Channels:
                 self._rubbish.discard(part)
 
 
-def _explained(error: StatusError, path: str) -> WorkError:
+def explained(error: StatusError, path: str) -> WorkError:
+    """Return what a refusal means to who asked for a file or folder."""
     shown = path or "the work folder"
     if error.code == STATUS_NO_SUCH_FILE:
         return WorkNotFoundError(f"{shown}: is not there")

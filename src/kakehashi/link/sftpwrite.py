@@ -1,27 +1,33 @@
 """What writing needs of SFTP version 3, on top of :mod:`kakehashi.link.sftp`.
 
-Each method is one whole exchange: nothing else may be under way, and nothing is when it
-returns, also where the server refused. After any other :class:`~kakehashi.errors.LinkError` the
-client is of no further use, and what was asked for last may have been done or not.
+Each method but two is one whole exchange: nothing else may be under way, and nothing is when it
+returns, also where the server refused. With ``ask_write`` (and ``ask_read``) and ``turn`` much is
+under way at once, both ways. After any other :class:`~kakehashi.errors.LinkError` than a refusal
+the client is of no further use, and what was asked for last may have been done or not.
 """
 
 from __future__ import annotations
 
+import contextlib
+import select
+import socket
 import struct
 from collections import deque
 from typing import TYPE_CHECKING
 
-from kakehashi.errors import LinkClosedError
+from kakehashi.errors import LinkClosedError, LinkError
 from kakehashi.link.sftp import (
     ATTRIBUTES_REPLY,
     HANDLE_REPLY,
     NAMES_REPLY,
+    PATIENCE_S,
     STATUS_EOF,
     STATUS_REPLY,
     Attributes,
     Data,
     Names,
     Opened,
+    Reply,
     Sftp,
     Stat,
     Status,
@@ -36,6 +42,8 @@ PIECE = 128 * 1024
 
 _DEPTH = 16
 _MAX_PATH = 4095
+# Buffers that are given to the kernel at once.
+_BATCH = 16
 
 _OPEN, _WRITE, _LSTAT, _FSETSTAT, _OPENDIR, _READDIR = 3, 6, 7, 10, 11, 12
 _REMOVE, _MKDIR, _RMDIR, _REALPATH, _STAT, _EXTENDED = 13, 14, 15, 16, 17, 200
@@ -54,6 +62,10 @@ class WritingSftp(Sftp):
     names have them). All methods raise :class:`~kakehashi.link.sftp.StatusError` where the server
     refused, and :class:`~kakehashi.errors.LinkError` where it is gone or breaks the protocol.
     """
+
+    def __init__(self, sock: socket.socket, *, patience_s: float = PATIENCE_S) -> None:
+        super().__init__(sock, patience_s=patience_s)
+        self._leaving: deque[memoryview] = deque()
 
     def greet(self) -> None:
         """Agree on the protocol's version; the server must flush and replace files."""
@@ -132,6 +144,58 @@ class WritingSftp(Sftp):
                 refused = reply
         if refused is not None:
             self._refused(refused, "write")
+
+    def ask_write(self, handle: bytes, offset: int, data: memoryview) -> int:
+        """Queue a write of at most :data:`PIECE` bytes, which must not change until it is answered.
+
+        Sent by :meth:`turn`; return the request's number.
+        """
+        head = as_string(handle) + struct.pack(">QI", offset, len(data))
+        start = len(self._out)
+        request = self._ask(_WRITE, head, STATUS_REPLY)
+        # What is not copied into the packet is part of it all the same.
+        struct.pack_into(">I", self._out, start, 5 + len(head) + len(data))
+        self._queue_out()
+        self._leaving.append(data)
+        return request
+
+    def turn(self) -> Reply | None:
+        """Send some of what is queued, or return an answer, whichever the server is ready for.
+
+        A server that waits for its answers to be taken is not waited for in turn.
+        """
+        self._queue_out()
+        poll = select.poll()
+        poll.register(self, select.POLLIN | (select.POLLOUT if self._leaving else 0))
+        ready = poll.poll(self._patience_s * 1000)
+        if not ready:
+            raise LinkError(f"the store was silent for {self._patience_s:g} s")
+        _, events = ready[0]
+        if events & ~select.POLLOUT:
+            return self.receive()
+        with contextlib.suppress(BlockingIOError):
+            self._send_some()
+        return None
+
+    def _queue_out(self) -> None:
+        if self._out:
+            self._leaving.append(memoryview(bytes(self._out)))
+            self._out.clear()
+
+    def _send_some(self) -> None:
+        batch = [self._leaving[number] for number in range(min(_BATCH, len(self._leaving)))]
+        try:
+            sent = self._sock.sendmsg(batch, (), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise LinkError(f"the channel to the store is lost: {error}") from error
+        while sent:
+            first = self._leaving.popleft()
+            if sent < len(first):
+                self._leaving.appendleft(first[sent:])
+                return
+            sent -= len(first)
 
     def read(self, handle: bytes, offset: int, size: int) -> Iterator[bytes]:
         """Yield ``size`` bytes of an open file in order, or fewer where it ends before.

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import hashlib
 import posixpath
 import stat
 from functools import partial
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from kakehashi.link.channels import PATIENCE_S, Channels, connect
+from kakehashi.link.channels import PATIENCE_S, Channels, connect, explained
 from kakehashi.link.sftp import (
     STATUS_NO_SUCH_FILE,
     STATUS_PERMISSION_DENIED,
     Stat,
     StatusError,
 )
+from kakehashi.link.upload import Upload
 from kakehashi.link.work import (
     WorkError,
     WorkExistsError,
@@ -131,11 +131,18 @@ class ChannelFolder(WorkFolder):
     def write(self, path: str, data: bytes) -> None:
         """Make a file hold ``data``, or leave it as it is."""
         with self.begin(path) as incoming:
-            incoming.write(data)
+            incoming.feed(bytes(data))
             incoming.commit()
 
-    def begin(self, path: str) -> Incoming:
+    def begin(self, path: str, *, progress: Callable[[int], None] | None = None) -> Incoming:
         """Begin a file that comes in pieces; it takes its place when it is committed.
+
+        Parameters
+        ----------
+        path : str
+            The file.
+        progress : callable, optional
+            Is told, in any thread, how many more bytes stand at the store.
 
         Raises
         ------
@@ -161,7 +168,7 @@ class ChannelFolder(WorkFolder):
             return target, stat.S_IMODE(old.mode or 0)
 
         target, mode = self._channels.run(path, step)
-        return Incoming(self._channels, path, target, mode)
+        return Incoming(self._channels, path, target, mode, progress)
 
     def mkdir(self, path: str) -> None:
         """Make a folder."""
@@ -278,25 +285,35 @@ class Incoming:
     As a context manager it discards what was not committed. One thread uses it at a time.
     """
 
-    def __init__(self, channels: Channels, path: str, target: str, mode: int | None) -> None:
+    def __init__(
+        self,
+        channels: Channels,
+        path: str,
+        target: str,
+        mode: int | None,
+        progress: Callable[[int], None] | None,
+    ) -> None:
         self._channels = channels
         self._path = path
         self._target = target
         self._mode = mode
-        self._part = posixpath.join(posixpath.dirname(target), part_name())
-        self._size = 0
-        self._hash = hashlib.sha256()
+        self._part = ""
+        self._parts: list[str] = []
         self._over = False
 
-        def step(sftp: WritingSftp, again: int) -> None:
-            handle = sftp.open_for_writing(self._part, create=True, exclusive=not again)
+        def step(sftp: WritingSftp, _: int) -> None:
+            # A new name at each attempt: a server that was cut off may make the last one yet.
+            self._part = posixpath.join(posixpath.dirname(target), part_name())
+            self._parts.append(self._part)
+            handle = sftp.open_for_writing(self._part, create=True, exclusive=True)
             sftp.close_handle(handle)
 
         try:
-            self._take_in(step)
+            self._take_in(lambda: self._channels.run(self._path, step))
         except BaseException:
-            self.discard()
+            self._drop()
             raise
+        self._upload = Upload(channels, path, self._part, progress=progress)
 
     def __enter__(self) -> Self:
         return self
@@ -312,17 +329,24 @@ class Incoming:
         WorkFullError, WorkLostError
             No space is left, or the store is out of reach; discard it then.
         """
-        view = memoryview(data)
-        for start in range(0, len(view), _STEP):
-            piece, at = view[start : start + _STEP], self._size
 
-            def step(sftp: WritingSftp, _: int, piece: memoryview = piece, at: int = at) -> None:
-                with _opened(sftp, sftp.open_for_writing(self._part)) as handle:
-                    sftp.write(handle, at, piece)
+        def put() -> None:
+            self._upload.put(data, check=False)
+            self._upload.drain()
 
-            self._take_in(step)
-            self._size += len(piece)
-            self._hash.update(piece)
+        self._take_in(put)
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """Append bytes that go their way from now on; they must not change until the commit.
+
+        It waits while more than 64 MiB are under way. A whole file given at once goes fastest.
+
+        Raises
+        ------
+        WorkFullError, WorkLostError
+            As for :meth:`write`, at the latest when it is committed.
+        """
+        self._take_in(lambda: self._upload.put(data, check=True))
 
     def commit(self) -> WorkStat:
         """Have everything stand on the store's disk, compare it, then take the file's place.
@@ -339,31 +363,26 @@ class Incoming:
         WorkError
             What the store holds is not what was written; the old file is untouched.
         """
-        settled = self._take_in(self._settle)
+        self._take_in(self._upload.settle)
+        settled = self._channels.run(self._path, self._describe)
         self._channels.run(self._path, self._replace)
-        self._over = True
-        self._channels.run(self._path, self._flush_folder)
+        self._parts.remove(self._part)
+        self._drop()
         return _described(posixpath.basename(relative(self._path)), settled)
 
     def discard(self) -> None:
         """Remove what was written; the file stays as it was. After a commit, do nothing."""
         if not self._over:
-            self._over = True
-            self._channels.drop(self._part)
+            self._upload.cancel()
+            self._drop()
 
-    def _settle(self, sftp: WritingSftp, _: int) -> Stat:
+    def _drop(self) -> None:
+        self._over = True
+        for part in self._parts:
+            self._channels.drop(part)
+
+    def _describe(self, sftp: WritingSftp, _: int) -> Stat:
         with _opened(sftp, sftp.open_for_writing(self._part)) as handle:
-            sftp.fsync(handle)
-            found = hashlib.sha256()
-            size = sftp.fstat(handle).size
-            if size == self._size:
-                for piece in sftp.read(handle, 0, self._size):
-                    found.update(piece)
-            if size != self._size or found.digest() != self._hash.digest():
-                raise WorkError(
-                    f"{self._path}: what the store holds of it is not what was written; the old "
-                    "file is untouched, write it again"
-                )
             if self._mode is not None:
                 # Some file systems keep rights as they are.
                 with contextlib.suppress(StatusError):
@@ -371,6 +390,10 @@ class Incoming:
             return sftp.fstat(handle)
 
     def _replace(self, sftp: WritingSftp, again: int) -> None:
+        """Take the file's place for good: on one channel, since a machine that starts anew forgets.
+
+        What was renamed and not flushed by then is a part once more.
+        """
         try:
             sftp.rename(self._part, self._target)
         except StatusError as error:
@@ -379,22 +402,19 @@ class Incoming:
                 raise
             if _look(sftp, self._target) is None:
                 raise
-
-    def _flush_folder(self, sftp: WritingSftp, _: int) -> None:
         # Some file systems cannot flush a folder; nothing is lost by it there.
         with contextlib.suppress(StatusError):
             sftp.fsync_folder(posixpath.dirname(self._target))
 
-    def _take_in(self, step: Callable[[WritingSftp, int], T]) -> T:
-        """Do a step that needs space: there a refusal without a reason is a lack of it."""
+    def _take_in(self, act: Callable[[], T]) -> T:
+        """Do what needs space: there a refusal without a reason is a lack of it."""
         try:
-            return self._channels.run(self._path, step)
-        except WorkError as error:
-            cause = error.__cause__
-            if isinstance(cause, StatusError) and cause.code not in {
-                STATUS_NO_SUCH_FILE,
-                STATUS_PERMISSION_DENIED,
-            }:
+            return act()
+        except (StatusError, WorkError) as error:
+            cause = error if isinstance(error, StatusError) else error.__cause__
+            if isinstance(cause, StatusError):
+                if cause.code in {STATUS_NO_SUCH_FILE, STATUS_PERMISSION_DENIED}:
+                    raise explained(cause, self._path) from cause
                 raise WorkFullError(
                     f"{self._path}: the store did not take it: its disk is full or the project's "
                     "quota is used up; remove what is no longer needed, then write it again"
