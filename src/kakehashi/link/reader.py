@@ -52,6 +52,12 @@ _Key = tuple[str, int]
 Interrupted = Callable[[], bool]
 
 
+def _close(pool: Pool, pid: int) -> None:
+    # In a forked process that ends, the sockets are those of its parent, which goes on.
+    if os.getpid() == pid:
+        pool.close()
+
+
 class Reader:
     """Reads the files of a manifest through several channels.
 
@@ -100,7 +106,7 @@ class Reader:
         self._hashes_bytes = 0
         self._cached_blocks = 0
         self._pid = os.getpid()
-        self._finalizer = weakref.finalize(self, self._pool.close)
+        self._finalizer = weakref.finalize(self, _close, self._pool, self._pid)
 
     def __repr__(self) -> str:
         return (
