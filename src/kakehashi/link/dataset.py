@@ -8,6 +8,7 @@ training was interrupted and resumed.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from kakehashi.errors import StoreError
 from kakehashi.link.order import Order, share
 from kakehashi.link.processstore import ProcessStore, naming
-from kakehashi.link.ring import Ring, RingStats
+from kakehashi.link.ring import Ring, RingStats, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,8 @@ Sample = dict[str, Any]
 Crop = tuple[int | None, int | None, int | None]
 
 _VALUE_BYTES = 4
+# Each waits for the link a few times a series, so that fewer would leave a long line idle.
+_THREADS = 4
 _STATE = 1
 # What is drawn for a sample: numbers 0 to 2 are the crop's place along z, y, x.
 _DRAW_TRANSFORM = 3
@@ -133,8 +136,11 @@ class SeriesDataset(Dataset[Sample]):
 
     def _fingerprint(self) -> dict[str, Any]:
         """Return what must be the same for a position in the order to mean the same sample."""
+        files = self._stores.get().reader.manifest.files
+        # The hashes of their blocks too: the same series, with the same voxels.
+        names = [f"{uid} {files[f'series/{uid}.ozx'].blocks}\n" for uid in self.uids]
         return {
-            "uids": list(self.uids),
+            "series": hashlib.sha256("".join(names).encode()).hexdigest(),
             "crop": None if self.crop is None else list(self.crop),
             "fill": self.fill,
             "per_series": self.per_series,
@@ -324,6 +330,7 @@ class SeriesLoader:
         self._epoch = 0
         self._done = 0
         self._running: Iterator[tuple[Any, int, RingStats]] | None = None
+        self._source: _Batches | None = None
         self._batches = 0
         self._waited_s = 0.0
         self._first_s = 0.0
@@ -406,8 +413,15 @@ class SeriesLoader:
         self.dataset.close()
 
     def _stop(self) -> None:
-        # Closing the iterator ends the stream, or the workers, under it.
-        self._running = None
+        running, self._running = self._running, None
+        # torch ends workers when the iterator is forgotten, which an exception's traceback delays.
+        end_workers = getattr(running, "_shutdown_workers", None)
+        if end_workers is not None:
+            end_workers()
+        # A loop in another thread that waits for the ring is woken.
+        if self._source is not None:
+            self._source.close()
+            self._source = None
 
     def _next(self) -> Any:
         started = time.monotonic()
@@ -428,7 +442,7 @@ class SeriesLoader:
         return batch
 
     def _start(self) -> Iterator[tuple[Any, int, RingStats]]:
-        batches = _Batches(self, self._epoch, self._done)
+        batches = self._source = _Batches(self, self._epoch, self._done)
         if not self._num_workers and not self._pin_memory:
             return iter(batches)
         loader = DataLoader(
@@ -459,14 +473,21 @@ class _Batches(IterableDataset[tuple[Any, int, RingStats]]):
         self._collate = loader._collate
         self._epoch = epoch
         self._done = done
+        self._stream: Stream[tuple[_Request, _Read]] | None = None
+
+    def close(self) -> None:
+        """End the stream, where it is one of this process."""
+        if self._stream is not None:
+            self._stream.close()
 
     def __iter__(self) -> Iterator[tuple[Any, int, RingStats]]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
         ring = self._ring or Ring(max(1, self._ring_bytes // workers))
-        with ring.stream(_Loaded(request) for request in self._plan(worker, workers)) as stream:
+        plan = (_Loaded(request) for request in self._plan(worker, workers))
+        with ring.stream(plan, threads=_THREADS) as self._stream:
             batch: list[Any] = []
-            for request, read in stream:
+            for request, read in self._stream:
                 batch.append(request.finish(read))
                 if request.last_of_batch:
                     made, batch = self._collate(batch), []
