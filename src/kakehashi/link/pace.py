@@ -80,7 +80,7 @@ class Pace:
 
     def refused(self, now: float, connected: int) -> None:
         """Take note that a channel was not given: what there is has to do for a while."""
-        self.target = max(1, connected)
+        self.target = min(self.most, max(1, connected))
         self._settled = (self.target, self._settled[1])
         self._hold(now)
         self._refused_until = self._hold_until

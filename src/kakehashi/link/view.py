@@ -6,8 +6,9 @@ to the store. It is a face of the verified reader: a block that cannot be verifi
 store out of reach is waiting, never a wrong byte or a short file.
 
 Words on the channel socket (``SOCK_SEQPACKET``): ``b"c"`` asks for a channel, the answer is a
-message with one descriptor, or an empty one if the link is closed; ``b"r"`` says once that the
-view is ready; ``b"e"`` and a text says why it cannot be. When the socket closes, the view ends.
+message with one descriptor, or ``b"n"`` if there are enough, or an empty one if the link is
+closed; ``b"r"`` says once that the view is ready; ``b"e"`` and a text says why it cannot be.
+When the socket closes, the view ends.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class ChannelSocket:
         LinkClosedError
             The wrapper refuses, or is gone.
         LinkError
-            The wrapper's answer is not of the agreed form.
+            The wrapper gives no further channel now, or its answer is not of the agreed form.
         """
         try:
             with self._lock:
@@ -75,6 +76,8 @@ class ChannelSocket:
             return socket.socket(fileno=descriptors[0])
         for descriptor in descriptors:
             os.close(descriptor)
+        if data == b"n" and not descriptors:
+            raise LinkError("the session wrapper gives no further channel to the store now")
         if descriptors or data:
             raise LinkError("the session wrapper's answer is not one channel; the link is broken")
         raise LinkClosedError("the link to the store is closed: the session is over or cut off")

@@ -47,9 +47,12 @@ FLUSH_PATIENCE_S = 3.0
 # Said this long before the end that is known beforehand.
 WARNING_S = 10.0
 SILENT_S = 30.0
-STORE_CHANNELS = 16
+# A process's first channel is given beyond the bound, up to so many times it: those that came
+# first may hold all of it, and one without any could not go on.
+STORE_CHANNELS = 32
+FIRST_TIMES = 4
 WORK_CHANNELS = 16
-VIEW_CHANNELS = 8
+VIEW_CHANNELS = 16
 REPORT_TRIES = 3
 _SIGNALS = (signal.SIGTERM, signal.SIGXCPU, signal.SIGHUP, signal.SIGINT)
 _DEAD_MOUNT = frozenset({os.strerror(errno.ENOTCONN), os.strerror(errno.ECONNABORTED)})
@@ -121,7 +124,7 @@ class Keeper:
             frozenset({self._grant.view_account, self._grant.work_account}),
             self._is_ours,
         )
-        self._channels: dict[int, str] = {}
+        self._channels: dict[int, tuple[str, int]] = {}
         self._mounters: dict[int, str] = {}
         self._started = 0
         self._seen: dict[str, float] = {}
@@ -443,8 +446,9 @@ class Keeper:
         """Make a connection from the payload the two ends of a new channel."""
         connection, _ = listener.accept()
         with connection:
-            if self._may_read(Peer.of(connection)):
-                self._open_channel(kind, account, connection.fileno(), limit)
+            peer = Peer.of(connection)
+            if self._may_read(peer):
+                self._open_channel(kind, account, connection.fileno(), limit, peer.pid)
 
     def _may_read(self, peer: Peer) -> bool:
         """Tell whether a process is the payload's; with namespaces no other has the socket."""
@@ -452,12 +456,17 @@ class Keeper:
             return True
         return descends(peer.pid, self._payload)
 
-    def _open_channel(self, kind: str, account: str, stdio: int, limit: int) -> bool:
-        used = sum(1 for one in self._channels.values() if one == kind)
-        if self._ending is not None or used >= limit:
+    def _open_channel(
+        self, kind: str, account: str, stdio: int, limit: int, client: int = 0
+    ) -> bool:
+        users = [who for one, who in self._channels.values() if one == kind]
+        if kind == "store" and client not in users:
+            limit *= FIRST_TIMES
+        if self._ending is not None or len(users) >= limit:
             return False
         try:
-            self._channels[self._programs.ssh(self._grant, account, stdio)] = kind
+            pid = self._programs.ssh(self._grant, account, stdio)
+            self._channels[pid] = (kind, client)
         except SessionError as error:
             self._said.append(str(error))
             return False
@@ -487,7 +496,7 @@ class Keeper:
             if self._open_channel("view", account, near.fileno(), VIEW_CHANNELS):
                 socket.send_fds(self._view, [b"c"], [far.fileno()])
             else:
-                self._view.send(b"")
+                self._view.send(b"" if self._ending is not None else b"n")
 
     # ------------------------------------------------------------------ the warden
 
