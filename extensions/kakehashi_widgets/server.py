@@ -14,6 +14,7 @@ from kakehashi_widgets.closed import ClosedHandler, NoFormatsHandler
 from kakehashi_widgets.examples import lay_for_session
 from kakehashi_widgets.handlers import CohortHandler, SeriesHandler, SessionHandler, SliceHandler
 from kakehashi_widgets.shelf import Shelf
+from kakehashi_widgets.unkept import Unkept
 
 if TYPE_CHECKING:
     from jupyter_server.serverapp import ServerApp
@@ -48,9 +49,13 @@ def link(app: ServerApp) -> None:
 
 
 def load(app: ServerApp) -> None:
-    """Lay the examples; add the routes before Jupyter's own, so that the closed ones win."""
+    """Lay the examples; add the routes before Jupyter's own, so that the closed ones win.
+
+    All answers, Jupyter's own too, are told not to be kept.
+    """
     lay_for_session()
     base = app.web_app.settings["base_url"]
+    app.web_app.add_transform(Unkept.below(base))
     app.web_app.settings["kakehashi_shelf"] = Shelf()
     app.web_app.add_handlers(
         ".*$",

@@ -47,6 +47,12 @@ POLICY: Final = (
     "base-uri 'none'; frame-ancestors 'none'"
 )
 
+# Below the portal's address: files that are the same for everybody, and may be kept.
+SHARED: Final = ("/hub/static/", "/hub/kakehashi/static/", "/hub/logo")
+# Where a person has done with a session, or with the portal.
+LOG_OUT: Final = ("/hub/logout", "/hub/kakehashi/logged-out")
+OWN_SERVER: Final = re.compile(r"/hub/api/users/[^/]+/server")
+
 # Refusals of kakehashi_spawners.options that the page can say in the person's language; any other
 # is shown as it came.
 _REFUSALS: Final = tuple(
@@ -88,13 +94,18 @@ class RequestContext(web.OutputTransform):
     the only place that every page passes, error pages of unknown addresses included.
     """
 
-    def __init__(self, request: HTTPServerRequest) -> None:
+    def __init__(self, base: str, request: HTTPServerRequest) -> None:
         cookie = request.cookies.get(i18n.COOKIE)
         i18n.set_current(
             i18n.negotiate(cookie.value if cookie else None, request.headers.get("Accept-Language"))
         )
         _request.set(request)
         self._language = i18n.current_language()
+        below = request.path.removeprefix(base)
+        self._shared = below.startswith(SHARED)
+        self._ends = below in LOG_OUT or (
+            request.method == "DELETE" and OWN_SERVER.fullmatch(below) is not None
+        )
 
     def transform_first_chunk(
         self,
@@ -103,11 +114,15 @@ class RequestContext(web.OutputTransform):
         chunk: bytes,
         finishing: bool,  # noqa: FBT001 - tornado's signature
     ) -> tuple[int, HTTPHeaders, bytes]:
-        """Add the headers of a page."""
+        """Add the headers of a page, and forbid to keep what is not the same for everybody."""
         _ = finishing
+        if not (self._shared and status_code in {200, 206, 304}):
+            headers["Cache-Control"] = "no-store"
+        if self._ends:
+            # A second line: nothing that was a person's should be there to be cleared.
+            headers["Clear-Site-Data"] = '"cache", "storage"'
         if headers.get("Content-Type", "").startswith("text/html"):
             headers.add("Content-Security-Policy", POLICY)
-            headers["Cache-Control"] = "no-store"
             headers["Content-Language"] = self._language
             headers["Referrer-Policy"] = "same-origin"
             headers["X-Content-Type-Options"] = "nosniff"
@@ -193,7 +208,8 @@ def configure_pages(c: Any, config: Config) -> None:
         base = urlsplit(portal.url).path
         c.OAuthenticator.logout_redirect_url = f"{base}/hub/kakehashi/logged-out"
     settings = _dict(c.JupyterHub, "tornado_settings")
-    settings["transforms"] = [RequestContext, *settings.get("transforms", ())]
+    base_path = urlsplit(portal.url).path.rstrip("/")
+    settings["transforms"] = [partial(RequestContext, base_path), *settings.get("transforms", ())]
     c.JupyterHub.tornado_settings = settings
     c.JupyterHub.extra_handlers = [
         *_list(c.JupyterHub, "extra_handlers"),

@@ -6,16 +6,24 @@ portal's or the identity provider's is refused and remembered: the platform has 
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import os
 import re
-from collections.abc import Iterator, Sequence
+import ssl
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
+from tests.lab.hosts import wait_for
 from tests.lab.people import PEOPLE
 
 FLAGS = (
@@ -31,6 +39,7 @@ FLAGS = (
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE 10.77.1.*",
 )
 START_SECONDS = 120
+PROVIDER, PROVIDER_PORT = "10.77.1.30", 9400
 
 
 @contextmanager
@@ -53,6 +62,7 @@ class Visitor:
     name: str
     outside: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    console: list[str] = field(default_factory=list)
     shots: Path | None = None
 
     @property
@@ -65,7 +75,7 @@ class Visitor:
             self.page.screenshot(path=self.shots / f"{name}.png", full_page=False)
 
     def log_in(self) -> None:
-        """Log in at the identity provider; ends on a page of the portal."""
+        """Log in at the identity provider; ends in the portal or a running session."""
         password = next(person.password for person in PEOPLE if person.name == self.name)
         self.page.goto(f"{self.url}/hub/login")
         self.shot("login")
@@ -74,7 +84,7 @@ class Visitor:
         self.page.fill("input[name=password]", password)
         self.shot("provider")
         self.page.click("button")
-        self.page.wait_for_url(re.compile(re.escape(f"{self.url}/hub/")))
+        self.page.wait_for_url(re.compile(re.escape(self.url) + "/(hub|user)/"))
 
     def spawn(
         self, *, project: str, site: str, queue: str, gpus: int = 0, hours: float = 1
@@ -142,6 +152,21 @@ class Visitor:
         width, height, red = json.loads(answer)
         return width, height, red
 
+    def save(self) -> None:
+        """Save the notebook by JupyterLab's menu."""
+        self.page.click(".lm-MenuBar-itemLabel:text-is('File')")
+        self.page.click(".lm-Menu-itemLabel:text-is('Save Notebook')")
+
+    def look_through(self) -> None:
+        """Look at several slices in the notebook's viewer."""
+        viewer = self.page.locator(".kkh-viewer").first
+        viewer.scroll_into_view_if_needed()
+        for key in ("Home", "ArrowUp", "ArrowUp", "ArrowDown"):
+            self.page.wait_for_selector(".kkh-viewer[data-state=ready]")
+            self.page.locator(".kkh-viewer .kkh-stage").first.focus()
+            self.page.keyboard.press(key)
+        self.page.wait_for_selector(".kkh-viewer[data-state=ready]")
+
     def stop(self) -> None:
         """Stop the session from the home page and wait until it has ended."""
         self.page.goto(f"{self.url}/hub/home")
@@ -175,6 +200,15 @@ def visitor(
     context = browser.new_context(
         viewport={"width": 1360, "height": 900}, locale=language, ignore_https_errors=True
     )
+    try:
+        yield _watched(context, url, name, shots, allowed)
+    finally:
+        context.close()
+
+
+def _watched(
+    context: BrowserContext, url: str, name: str, shots: Path | None, allowed: Sequence[str]
+) -> Visitor:
     hosts = {urlsplit(url).hostname, *allowed}
     person = Visitor(context.new_page(), url, name, shots=shots)
 
@@ -185,7 +219,79 @@ def visitor(
 
     context.on("request", lambda request: watch(request.url))
     person.page.on("pageerror", lambda error: person.errors.append(str(error)))
-    try:
-        yield person
-    finally:
-        context.close()
+    person.page.on("console", lambda message: person.console.append(message.text))
+    return person
+
+
+def _fingerprint(server: tuple[str, int]) -> str:
+    pem = ssl.get_server_certificate(server)
+    key = x509.load_pem_x509_certificate(pem.encode()).public_key()
+    digest = hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+    return base64.b64encode(digest.digest()).decode()
+
+
+@dataclass(frozen=True)
+class OwnBrowser:
+    """A browser with a profile on the disk, as people have them, and the canary in front of it.
+
+    Attributes
+    ----------
+    url : str
+        The portal's address.
+    name : str
+        The person.
+    home : Path
+        An empty folder: the browser's home, with its profile and its temporary files.
+    shots : Path or None
+    """
+
+    url: str
+    name: str
+    home: Path
+    shots: Path | None = None
+    seen: list[Visitor] = field(default_factory=list)
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        return (self.home / "profile", self.home, Path("/dev/shm"))
+
+    @cached_property
+    def _trust(self) -> str:
+        """The flag that makes the servers' certificates good ones: else nothing is ever kept."""
+        parts = urlsplit(self.url)
+        servers = [(parts.hostname or "", parts.port or 443), (PROVIDER, PROVIDER_PORT)]
+        keys = ",".join(_fingerprint(server) for server in servers)
+        return f"--ignore-certificate-errors-spki-list={keys}"
+
+    @contextmanager
+    def open(self) -> Iterator[Visitor]:
+        """Open the browser; its profile stays when it is closed."""
+        profile, temporary = self.home / "profile", self.home / "tmp"
+        temporary.mkdir(parents=True, exist_ok=True)
+        with sync_playwright() as playwright:
+            context = playwright.chromium.launch_persistent_context(
+                profile,
+                executable_path="/usr/bin/chromium",
+                args=[*FLAGS, self._trust],
+                env={"PATH": os.defpath, "HOME": str(self.home), "TMPDIR": str(temporary)},
+                viewport={"width": 1360, "height": 900},
+            )
+            try:
+                yield _watched(context, self.url, self.name, self.shots, [PROVIDER])
+            finally:
+                context.close()
+
+    @contextmanager
+    def visiting(self, control: str, worked: Callable[[], bool]) -> Iterator[None]:
+        with self.open() as person:
+            self.seen.append(person)
+            person.page.goto(control)
+            person.page.locator("#state", has_text="hold the control").wait_for()
+            person.log_in()
+            person.open_notebook(f"{person.name}/canary.ipynb")
+            person.run_all()
+            person.look_through()
+            person.save()
+            wait_for("the notebook as it was run", worked)
+            person.shot("notebook")
+            yield

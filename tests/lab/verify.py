@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kakehashi.verify.canary import Deployment, VerifyError
+from kakehashi.verify.profile import Browser
 from tests.lab import faults, look
 from tests.lab import portal as services
 from tests.lab.client import Client
@@ -49,7 +50,7 @@ class LabHost:
             raise VerifyError(str(error)) from None
 
 
-def deployment(lab: Lab, site: str = "slurm") -> Deployment:
+def deployment(lab: Lab, site: str = "slurm", browser: Browser | None = None) -> Deployment:
     """Return the running lab as the canary sees it."""
     visitor = Client(lab.url, PERSON, str(lab.ca_file))
     visitor.log_in()
@@ -60,6 +61,7 @@ def deployment(lab: Lab, site: str = "slurm") -> Deployment:
         options=OPTIONS[site],
         hosts=[LabHost(lab, name, role) for name, role in ROLES.items()],
         ways=Ways(lab).all(),
+        browser=browser,
     )
 
 

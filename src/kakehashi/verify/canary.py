@@ -15,17 +15,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 from kakehashi.errors import KakehashiError
 from kakehashi.session.plan import FOLDER_PREFIX
 from kakehashi.session.plan import MEMORY as SESSION_MEMORY
-from kakehashi.verify import inside
+from kakehashi.verify import inside, profile
 from kakehashi.verify.pattern import INTERCEPT, Pattern, masked
+from kakehashi.verify.search import marker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from kakehashi.verify.visitor import Kernel, Visitor
 
 GONE_S = 120.0
 PENDING_S = 15.0
 POLL_S = 0.5
+BROWSER = "browser"
+NOTEBOOK = "canary.ipynb"
+KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 MEMORY = ("/tmp", "/var/tmp", "/dev/shm", "/home/session", "/run/user")  # noqa: S108 - names inside the payload
 MAY_BE_LEFT = frozenset(
     {"POSIX shared memory", "System V segment", "memory file", "deleted, but open",
@@ -83,6 +87,8 @@ class Deployment:
         All that is searched.
     ways : mapping
         How a session may be ended, besides ``stop``: each gets this deployment and the session.
+    browser : Browser or None
+        The person's own, which is searched too.
     """
 
     visitor: Visitor
@@ -91,6 +97,7 @@ class Deployment:
     options: Mapping[str, Any]
     hosts: Sequence[Access]
     ways: Mapping[str, Callable[[str], None]] = field(default_factory=dict)
+    browser: profile.Browser | None = None
 
     def host(self, role: str) -> Access:
         """Return the first host of a role."""
@@ -121,6 +128,7 @@ class Canary:
     way: str = "stop"
     pattern: Pattern = field(default_factory=Pattern.new)
     since: dict[str, int] = field(default_factory=dict)
+    kept: profile.Control = field(default_factory=profile.Control)
 
     def run(self) -> dict[str, Any]:
         """Fly the canary; returns the report.
@@ -130,7 +138,7 @@ class Canary:
         VerifyError, VisitError
             It could not be flown. A session that was begun is stopped.
         """
-        where, visitor = self.deployment, self.deployment.visitor
+        where = self.deployment
         if self.way != "stop" and self.way not in where.ways:
             known = ", ".join(["stop", *where.ways])
             raise VerifyError(f"there is no way {self.way!r} to end a session here; known: {known}")
@@ -138,6 +146,32 @@ class Canary:
         uid = self._series()
         self.since = {host.name: self._since(host) for host in where.hosts}
         tell(f"a session at {where.site}")
+        with contextlib.ExitStack() as open_until_quiet:
+            session, attempts, during = self._live(uid, open_until_quiet)
+            tell("waiting until it is quiet")
+            receipt = self._settled(session)
+        tell("every host is searched")
+        after = self.search_all()
+        if where.browser is not None:
+            after[BROWSER] = self._search_browser(where.browser)
+        return self._report(session, attempts, during, after, receipt)
+
+    # Steps
+
+    def _live(
+        self, uid: str, open_until_quiet: contextlib.ExitStack
+    ) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        """Do all that the canary does from its session's start to its end.
+
+        Returns
+        -------
+        session : str
+        attempts : dict
+            What was tried inside, and what came of it.
+        during : dict
+            What the search of the nodes found meanwhile.
+        """
+        where, visitor = self.deployment, self.deployment.visitor
         try:
             visitor.start({"site": where.site, "project": where.project, **where.options}, 300)
             with visitor.kernel() as kernel:
@@ -147,7 +181,10 @@ class Canary:
                 _act(kernel, inside.LEAVE)
                 raised = kernel.run(inside.RAISE).error or ""
                 attempts = kernel.value(inside.RESULT)
-                self._notebook(printed + raised)
+                self._notebook(uid, printed + raised)
+                if where.browser is not None:
+                    tell("a browser at the canary's notebook")
+                    open_until_quiet.enter_context(self._browsing(where.browser))
                 tell("while it runs: the search must find it")
                 during = self.search_all(frozenset({"node"}))
                 tell(f"the session ends by: {self.way}")
@@ -159,12 +196,7 @@ class Canary:
             raise
         if self.way == "stop":
             visitor.stop(GONE_S)
-        tell("waiting until it is quiet")
-        receipt = self._settled(session)
-        tell("every host is searched")
-        return self._report(session, attempts, during, self.search_all(), receipt)
-
-    # Steps
+        return session, attempts, during
 
     def _cover(self) -> tuple[bytes, str]:
         mask = os.urandom(61)
@@ -189,19 +221,51 @@ class Canary:
             raise VerifyError(f"the session does not tell its name: {answer.status_code}")
         return str(answer.json()["session"])
 
-    def _notebook(self, text: str) -> None:
+    def _notebook(self, uid: str, text: str) -> None:
         """Save a notebook whose output holds the pattern: at the store, where it may lie."""
-        visitor = self.deployment.visitor
         output = {"output_type": "stream", "name": "stdout", "text": text}
-        cell = {"cell_type": "code", "execution_count": 1, "metadata": {}, "source": "print(HEX)",
-                "outputs": [output], "id": "canary"}  # fmt: skip
-        notebook = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
-        path = f"/user/{visitor.name}/api/contents/{visitor.name}/canary.ipynb"
-        answer = visitor.call(
-            "PUT", path, {"type": "notebook", "format": "json", "content": notebook}
+        printing = inside.READ.format(uid=uid, intercept=INTERCEPT) + inside.PRINT
+        cells: list[dict[str, Any]] = [
+            {"cell_type": "code", "execution_count": None, "metadata": {}, "source": source,
+             "outputs": outputs, "id": name}
+            for name, source, outputs in (
+                ("print", printing, [output]), ("view", inside.VIEW, []),
+            )
+        ]  # fmt: skip
+        notebook = {"cells": cells, "metadata": KERNEL, "nbformat": 4, "nbformat_minor": 5}
+        answer = self.deployment.visitor.call(
+            "PUT", self._contents(), {"type": "notebook", "format": "json", "content": notebook}
         )
         if answer.status_code not in {200, 201}:
             raise VerifyError(f"the notebook could not be saved: {answer.status_code}")
+
+    def _contents(self) -> str:
+        name = self.deployment.visitor.name
+        return f"/user/{name}/api/contents/{name}/{NOTEBOOK}"
+
+    @contextlib.contextmanager
+    def _browsing(self, browser: profile.Browser) -> Iterator[None]:
+        """Have the person's browser show the notebook until the session is over."""
+        visitor = self.deployment.visitor
+        address = f"{visitor.url}/user/{visitor.name}/lab/tree/{visitor.name}/{NOTEBOOK}"
+        self.since[BROWSER] = marker()
+        with (
+            self.kept.serving(address, visitor.name) as control,
+            browser.visiting(control, self._worked),
+        ):
+            yield
+
+    def _worked(self) -> bool:
+        """Tell whether somebody ran the notebook's cells and saved it."""
+        answer = self.deployment.visitor.call("GET", self._contents())
+        if answer.status_code != 200:
+            return False
+        return all(cell["execution_count"] for cell in answer.json()["content"]["cells"])
+
+    def _search_browser(self, browser: profile.Browser) -> dict[str, Any]:
+        tell("the browser's profile is searched")
+        portal = self.deployment.visitor.url
+        return profile.search(browser.folders, self.since[BROWSER], self.pattern, self.kept, portal)
 
     def _settled(self, session: str) -> dict[str, Any]:
         """Wait until the hub knows of the end and the receipt stands; returns the receipt."""
@@ -277,6 +341,8 @@ class Canary:
         if not attempts["mounted"]:
             # A session without namespaces has no mounts either.
             del control["mounts"]
+        kept = after.get(BROWSER, {}).get("control", {})
+        control |= {f"{BROWSER}: {name}": count for name, count in kept.items()}
         memory = _memory(attempts)
         allowed = [one for one in attempts["left"] if _may_be_left(one, memory)]
         wrong = sorted(set(attempts["left"]) - set(allowed)) + attempts["dumps"]
@@ -310,6 +376,7 @@ class Canary:
                 {"host": name, **one} for name, answer in after.items() for one in answer["unseen"]
             ],
             "looked": {name: answer["looked"] for name, answer in after.items()},
+            "browser_searched": BROWSER in after,
             "skipped": {host.name: list(host.skip) for host in self.deployment.hosts},
         }
 

@@ -32,6 +32,11 @@ FORMS = {{
 
 PRINT = "print(HEX)"
 
+VIEW = """
+from kakehashi_widgets import SliceViewer
+SliceViewer(series)
+"""
+
 RAISE = "raise RuntimeError('an error that quotes data: ' + HEX)"
 
 LEAVE = """

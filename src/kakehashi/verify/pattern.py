@@ -43,17 +43,22 @@ class Pattern:
         gzip and zlib are not among them: the search unpacks what it finds packed.
         """
         decoded = [value * SLOPE + INTERCEPT for value in self.values]
+        texts = {
+            "hexadecimal": self.plain.hex(),
+            **{f"base64, at {shift}": base64_core(self.plain, shift) for shift in range(3)},
+        }
         return {
             "plain": self.plain,
             "pixels (int16)": struct.pack(f"<{PIXELS}h", *decoded),
             "pixels (float32)": struct.pack(f"<{PIXELS}f", *decoded),
             "pixels (float64)": struct.pack(f"<{PIXELS}d", *decoded),
-            "hexadecimal": self.plain.hex().encode(),
-            **{f"base64, at {shift}": base64_core(self.plain, shift) for shift in range(3)},
+            **{name: text.encode() for name, text in texts.items()},
+            # As browsers and other programs keep texts.
+            **{f"{name}, UTF-16": text.encode("utf-16-le") for name, text in texts.items()},
         }
 
 
-def base64_core(data: bytes, shift: int) -> bytes:
+def base64_core(data: bytes, shift: int) -> str:
     """Return the part of a base64 text that depends on ``data`` alone.
 
     Parameters
@@ -67,7 +72,7 @@ def base64_core(data: bytes, shift: int) -> bytes:
     # The first group holds what stood before, and the last one what comes after.
     first = 4 if shift else 0
     whole = (shift + len(data)) // 3 * 4
-    return padded[first:whole]
+    return padded[first:whole].decode()
 
 
 def masked(data: bytes, mask: bytes) -> bytes:

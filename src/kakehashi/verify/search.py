@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from kakehashi.verify.pattern import masked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 CHUNK = 1 << 20
 PACKED_MOST = 256 << 20
@@ -134,6 +134,15 @@ class Search:
         for pid in _pids():
             self._process(pid)
         self._swap()
+        return self._answer()
+
+    def folders(self, folders: Sequence[str]) -> dict[str, Any]:
+        """Look into these folders and nowhere else, and return the answer."""
+        for folder in folders:
+            self._walk(folder, "", folder, set())
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
         return {
             "findings": self.findings,
             "looked": dict(self.looked),

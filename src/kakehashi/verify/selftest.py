@@ -48,7 +48,9 @@ def forms(needles: dict[str, bytes]) -> dict[str, bytes]:
     written["packed, plain"] = around + gzip.compress(around + plain + around)
     written["packed, pixels (float32)"] = zlib.compress(around + needles["pixels (float32)"])
     for shift in range(3):
-        written[f"base64, at {shift}"] = base64.b64encode(b"x" * shift + plain + b"yz")
+        text = base64.b64encode(b"x" * shift + plain + b"yz")
+        written[f"base64, at {shift}"] = text
+        written[f"base64, at {shift}, UTF-16"] = text.decode().encode("utf-16-le")
     return written
 
 
