@@ -25,9 +25,8 @@ from zarr.core.buffer import Buffer, cpu, default_buffer_prototype
 from zarr.testing.store import StoreTests
 
 from kakehashi.errors import BlockMismatchError, StoreError
-from kakehashi.link import Session, Store
+from kakehashi.link import Session, Store, ZarrStore
 from kakehashi.link.manifest import NotInManifestError
-from kakehashi.link.zarrstore import ZarrStore
 from kakehashi.store.pack import pack_series
 from tests.link.volumes import Cohort, uid, voxels
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kakehashi.link.session import Lease, Session
     from kakehashi.link.store import Series, Store
     from kakehashi.link.work import WorkFolder
+    from kakehashi.link.zarrstore import ZarrStore
 
 __all__ = [
     "Lease",
@@ -32,6 +33,7 @@ __all__ = [
     "Session",
     "Store",
     "WorkFolder",
+    "ZarrStore",
 ]
 
 _HOME = {
@@ -45,6 +47,7 @@ _HOME = {
     "Session": "session",
     "Store": "store",
     "WorkFolder": "work",
+    "ZarrStore": "zarrstore",
 }
 
 
