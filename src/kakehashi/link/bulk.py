@@ -176,6 +176,7 @@ class Bulk:
 
         Otherwise ``wake`` is called, from another thread, once that is so.
         """
+        self._reader._refuse_forked()
         with self._lock:
             self._fill()
             ready = not self._items or self._items[0].done

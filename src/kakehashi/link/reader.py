@@ -163,12 +163,14 @@ class Reader:
 
     def stats(self) -> Stats:
         """Return the figures so far; cheap, from any thread."""
+        self._refuse_forked()
         with self._lock:
             cached_blocks = self._cached_blocks
         return self._pool.stats(cached_blocks)
 
     def history(self) -> tuple[Second, ...]:
         """Return what was done second by second, oldest first, within the last hour."""
+        self._refuse_forked()
         return self._pool.history()
 
     def read_many(self, wanted: Iterable[Wanted], *, ahead_bytes: int = AHEAD_BYTES) -> Bulk:
@@ -260,6 +262,7 @@ class Reader:
 
         It is called from whichever thread, at once where the list is known.
         """
+        self._refuse_forked()
         known = self._known_list(entry)
         if known is not None:
             tell(known)
@@ -320,11 +323,11 @@ class Reader:
                 self._hashes_bytes -= len(self._hashes.popitem(last=False)[1])
 
     def _submit(self, pieces: Sequence[Piece], *, urgent: bool) -> None:
-        self._refuse_forked()
         self._pool.submit(pieces, urgent=urgent)
 
     def _refuse_forked(self) -> None:
-        # The channels' threads do not live on in a child, so it would wait for ever.
+        # The channels' threads do not live on in a child, so it would wait for ever: for them, or
+        # for a lock that one of them held.
         if os.getpid() != self._pid:
             raise LinkError(
                 "this reader was opened before the process was forked and cannot be used here; "
@@ -521,6 +524,7 @@ class File:
             raise ValueError(f"{self.path} is closed; open it again")
         if offset < 0 or length < 0:
             raise ValueError(f"offset and length must not be negative: {offset}, {length}")
+        self._reader._refuse_forked()
         return self._reader, min(offset + length, self.size)
 
     def _read_directly(
