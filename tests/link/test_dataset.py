@@ -441,7 +441,8 @@ def test_a_worker_that_dies_is_an_error_and_the_loop_goes_on_where_it_was(cohort
                     (worker,) = multiprocessing.active_children()
                     worker.kill()
 
-        with pytest.raises(RuntimeError, match="worker"):
+        # torch's own; which one depends on what it was doing with the worker.
+        with pytest.raises((RuntimeError, OSError, EOFError)):
             killing()
         again = [plain(batch) for batch in loader]
         assert again, "the rest of the epoch"
