@@ -28,6 +28,11 @@ def test_a_browser_keeps_nothing_of_a_session(lab: Lab, own_browser: OwnBrowser)
     assert report["browser_searched"]
     for control in ("cache", "cache, packed", "storage"):
         assert report["control"][f"browser: {control}"] > 0
+    # Neither notebook nor viewer asked for anything that the pages' policy forbids.
+    (canary,) = own_browser.seen
+    assert canary.errors == []
+    assert [text for text in canary.console if "Content Security Policy" in text] == []
+    assert canary.outside == []
     # The browser does keep what the portal lets it: the search of its cache is not blind.
     kept = answers_kept(own_browser.folders[0], lab.url)
     assert any(path.startswith("/hub/") for path in kept if STATIC.match(path))

@@ -122,6 +122,16 @@ def test_pages_are_not_stored_and_run_nothing_foreign(hub: Hub, path: str) -> No
     assert not re.search(r"""(?:src|href|action)=["']?(?:https?:)?//""", body)
 
 
+@pytest.mark.parametrize("path", ["api/", "api/user", "api/users", "home", "static/nothing.js"])
+def test_no_answer_but_a_static_file_is_kept(hub: Hub, path: str) -> None:
+    assert ask(hub.url + path).headers["Cache-Control"] == "no-store"
+
+
+def test_a_browser_is_told_to_clear_what_it_has_where_a_person_has_done(hub: Hub) -> None:
+    assert ask(hub.url + "kakehashi/logged-out").headers["Clear-Site-Data"] == '"cache", "storage"'
+    assert ask(hub.url + "login").headers["Clear-Site-Data"] is None
+
+
 def test_static_files_may_be_kept_and_only_they_are_served(hub: Hub) -> None:
     body = ask(hub.url + "login").read().decode()
     for path in re.findall(r'"(/hub/kakehashi/static/[^"]+)"', body):

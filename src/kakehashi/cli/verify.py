@@ -98,8 +98,9 @@ class RemoteHost:
         return done.stdout
 
 
-def _load(path: Path, site: str) -> Deployment:
+def _load(path: Path, site: str, profile: Path | None) -> Deployment:
     from kakehashi.verify.canary import Deployment  # noqa: PLC0415 - as above
+    from kakehashi.verify.profile import PersonsBrowser  # noqa: PLC0415 - as above
     from kakehashi.verify.visitor import Visitor  # noqa: PLC0415 - as above
 
     try:
@@ -117,6 +118,7 @@ def _load(path: Path, site: str) -> Deployment:
         project=plan.project,
         options=plan.options,
         hosts=[RemoteHost(host) for host in plan.hosts],
+        browser=None if profile is None else PersonsBrowser(profile),
     )
 
 
@@ -140,6 +142,16 @@ def verify_site(
         Path | None, typer.Option(help="TOML file: portal, person, hosts and how to reach root.")
     ] = None,
     lab: Annotated[bool, typer.Option("--lab", help="The lab of the repository.")] = False,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            exists=True,
+            file_okay=False,
+            resolve_path=True,
+            help="Profile of a Chromium on this machine, to be searched too; with --plan.",
+        ),
+    ] = None,
     end: Annotated[str, typer.Option(metavar="WAY", help="How the session ends.")] = "stop",
     self_test: Annotated[
         bool, typer.Option("--self-test", help="Plant the pattern everywhere; find it all.")
@@ -154,7 +166,9 @@ def verify_site(
 
     if lab == (plan is not None):
         raise typer.BadParameter("say either --lab or --plan FILE")
-    deployment = _lab(site) if plan is None else _load(plan, site)
+    if profile is not None and (lab or self_test):
+        raise typer.BadParameter("--profile goes with --plan, and not with --self-test")
+    deployment = _lab(site) if plan is None else _load(plan, site, profile)
     report = self_test_of(deployment) if self_test else Canary(deployment, end).run()
     if as_json:
         typer.echo(json.dumps(report, ensure_ascii=False))

@@ -7,27 +7,34 @@ browser has for that: where the pattern of that page is not found, the search is
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import os
 import re
 import struct
+import sys
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
+from kakehashi.errors import KakehashiError
 from kakehashi.verify.pattern import Pattern
 from kakehashi.verify.search import Needles, Search
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
 ENTRY = struct.Struct("<QIII4x")
 """Head of an entry of Chromium's cache: magic, version, length of the key, its hash."""
+PERSON_S = 900.0
+TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - looked into, not written to
 ENTRY_MAGIC = 0xFCFB6D1BA7725C30
 STATIC = re.compile(
     r"/hub/(static|logo|kakehashi/static)(/|$)|/user/[^/]+/(static|lab/extensions)/"
@@ -58,6 +65,10 @@ opening.onsuccess = () => {{
 """
 
 
+class BrowserError(KakehashiError):
+    """The browser was not used as the search needs it."""
+
+
 class Browser(Protocol):
     """A browser that a person, or a program in a person's place, uses.
 
@@ -81,6 +92,61 @@ class Browser(Protocol):
         worked : callable
             Whether the notebook was saved after its cells had run.
         """
+
+
+@dataclass(frozen=True)
+class PersonsBrowser:
+    """A browser that somebody uses by hand on this machine.
+
+    Attributes
+    ----------
+    profile : Path
+        The folder of its profile.
+    """
+
+    profile: Path
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Return the profile, and where a browser puts what it needs for a while."""
+        return (self.profile, *(Path(name) for name in TEMPORARY))
+
+    @contextmanager
+    def visiting(self, control: str, worked: Callable[[], bool]) -> Iterator[None]:
+        """Ask for what only a person can do, and wait until it was done.
+
+        Raises
+        ------
+        BrowserError
+            It was not done in time.
+        """
+        _say(f"open {control} in the browser with the profile {self.profile}, and do what it says")
+        _wait(worked, "the notebook was not run and saved")
+        yield
+        _say("now close that browser, with all its windows")
+        _wait(lambda: not in_use(self.profile), f"a program still uses {self.profile}")
+
+
+def in_use(folder: Path) -> bool:
+    """Tell whether a process has a file below a folder open."""
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if Path(os.readlink(link)).is_relative_to(folder):  # noqa: PTH115 - a magic link
+                return True
+    return False
+
+
+def _wait(condition: Callable[[], bool], failing: str) -> None:
+    deadline = time.monotonic() + PERSON_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise BrowserError(f"{failing} within {PERSON_S / 60:.0f} minutes")
+        time.sleep(1)  # the pause of a poll with a deadline
+
+
+def _say(words: str) -> None:
+    sys.stderr.write(f"{words}\n")
+    sys.stderr.flush()
 
 
 @dataclass
