@@ -410,6 +410,8 @@ def test_closing_in_a_cut_does_not_wait_for_the_line(
     loader = SeriesLoader(SeriesDataset(own_cohort.path), ring_bytes=1 << 17)
     batches = iter(loader)
     _ = next(batches)
+    # Also for channels that are opened now.
+    serving, own_cohort.broker._command = own_cohort.broker._command, ["/bin/sleep", "600"]
     own_cohort.broker.send(signal.SIGSTOP)
     with ThreadPoolExecutor(1) as pool:
         rest = pool.submit(list, batches)
@@ -423,6 +425,7 @@ def test_closing_in_a_cut_does_not_wait_for_the_line(
         "the ring's threads to end",
         lambda: not [t for t in threading.enumerate() if t.name.startswith("ring-")],
     )
+    own_cohort.broker._command = serving
     own_cohort.broker.send(signal.SIGCONT)
     assert len(list(loader)) >= 1, "it can be taken up again"
     loader.close()
