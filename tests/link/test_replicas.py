@@ -6,8 +6,9 @@ import shutil
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ class Replicas:
 
     def __init__(self, folder: StoreFolder, *meddles: Callable[[bytes], bytes | None]) -> None:
         self.folder = folder
-        self.servers = [Server(lambda _c, _a, data, one=one: one(data)) for one in meddles]
+        self.servers = [Server(partial(_meddled, one)) for one in meddles]
 
     def reader(self, channels: int = 4, patience_s: float = 60.0) -> Reader:
         return Reader(
@@ -43,6 +44,12 @@ class Replicas:
     def close(self) -> None:
         for server in self.servers:
             server.close()
+
+
+def _meddled(
+    meddle: Callable[[bytes], bytes | None], _channel: int, _at: int, data: bytes
+) -> bytes | None:
+    return meddle(data)
 
 
 def honest(data: bytes) -> bytes:
@@ -107,6 +114,13 @@ def test_one_out_of_reach_leaves_the_work_to_the_other(
         assert first.bytes == 0
         assert first.aside == "", "it may be back"
         assert second.bytes > 0
+
+
+def test_a_single_piece_does_not_wait_for_one_out_of_reach(
+    folder: StoreFolder, paths: list[str]
+) -> None:
+    with closing(Replicas(folder, dead, dead, honest)) as stores, stores.reader() as reader:
+        assert reader.open(paths[0]).read(0, 10) == folder.contents[paths[0]][:10]
 
 
 def test_one_that_comes_back_is_used_again(folder: StoreFolder, paths: list[str]) -> None:
@@ -187,7 +201,7 @@ def test_the_manifest_comes_from_whichever_has_it(folder: StoreFolder, server: S
 
 
 @pytest.fixture
-def bounded(server: Server) -> Iterator[Callable[[], socket.socket]]:
+def bounded(server: Server) -> Callable[[], socket.socket]:
     """A session that gives two channels and closes every further one at once."""
     ends: list[socket.socket] = []
 

@@ -43,6 +43,15 @@ def test_reads_what_the_contract_names(tmp_path: Path) -> None:
     assert session.socket == Path("/run/kakehashi/store.sock")
     assert (session.view, session.work) == (Path("/store"), Path("/work"))
     assert session.work_socket == Path("/run/kakehashi/work.sock")
+    assert session.replicas == ()
+
+
+def test_further_endpoints_of_the_store_may_be_listed(tmp_path: Path) -> None:
+    session = Session.current(write(tmp_path, replicas=["/run/kakehashi/second.sock"]))
+    assert session.replicas == (Path("/run/kakehashi/second.sock"),)
+    for wrong in ("/run/kakehashi/second.sock", [1], None):
+        with pytest.raises(SessionError, match="replicas must be a list of strings"):
+            Session.current(write(tmp_path, replicas=wrong))
 
 
 def test_a_node_without_mounts_has_its_sockets_elsewhere(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -265,6 +266,17 @@ def test_it_works_inside_a_running_event_loop(session: Session, store: Store) ->
 def test_outside_of_a_session_it_says_so(tmp_path: Path) -> None:
     with pytest.raises(SessionError, match="only available inside a Kakehashi session"):
         Store(session=tmp_path / "session.json")
+
+
+def test_another_endpoint_of_the_store_takes_over(session: Session, tmp_path: Path) -> None:
+    second = Broker(tmp_path / "second.sock")
+    missing = str(tmp_path / "missing.sock")
+    path = session.write(replicas=[missing, str(second.path)])
+    session.broker._command = ["/bin/false"]
+    with contextlib.closing(second), Store(session=path) as store:
+        series = store.series(session.uids["ct_chest"])
+        assert series.read_packed() == session.folder.contents[f"series/{series.uid}.ozx"]
+        assert [one.bytes > 0 for one in store.stats().replicas] == [False, False, True]
 
 
 def test_after_the_session_it_says_so(session: Session) -> None:

@@ -312,9 +312,11 @@ class Pool:
             dropped = self._drop_queue()
         _tell(dropped)
 
-    def _call(self) -> None:
+    def _call(self, *, every: bool = False) -> None:
         """With the lock held: wake as many channels as there is work for, the idlest first."""
         queued = len(self._urgent) + len(self._ahead)
+        if queued and every:
+            queued = len(self._channels)
         wanted = self._ranked()[: self._limit()]
         for channel in sorted(wanted, key=lambda c: (c.flying, not c.connected))[:queued]:
             if channel.thread is None:
@@ -397,6 +399,8 @@ class Pool:
                 self._pace.refused(time.monotonic(), connected)
                 return
             self._ledger.reconnected(len(channel.taken))
+            # This one may be out of reach for long, and the others not have been asked yet.
+            self._call(every=True)
             if exchange is not None and exchange.silent_s >= channel.patience_s:
                 # It may be no cut but a slow store: ask more patiently.
                 channel.patience_s = min(2 * channel.patience_s, self._patience_s)

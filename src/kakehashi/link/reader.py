@@ -41,6 +41,7 @@ _OUT_OF_ORDER = 4
 # One read, or a few side by side, is a slice or a box of a packed series, and what follows in the
 # file is of no use to it: only who has read on for longer is likely to go on.
 _RUN = 8
+_REACH = 4
 _HASH_LISTS_BYTES = 32 << 20
 # A read of more blocks goes straight to its place, unless it was read ahead.
 _CACHED_READ = 8
@@ -567,7 +568,7 @@ class File:
                 self._ahead_until = 0
             if self._run < _RUN:
                 return range(0)
-            reach = min(window, self._run)
+            reach = min(window, _REACH * self._run)
             begin = max(stop, self._ahead_until)
             if begin - stop > reach // 2:
                 return range(0)

@@ -79,6 +79,9 @@ class Session:
         Unix socket on which each connection is one SFTP channel to the store.
     work_socket : Path
         The same for the project's work folder.
+    replicas : tuple of Path
+        Further sockets like ``socket``, of endpoints of the store with the same files; usually
+        none.
     software : str
         Version of Kakehashi at the node.
     source : Path
@@ -95,6 +98,7 @@ class Session:
     work: Path | None
     socket: Path
     work_socket: Path
+    replicas: tuple[Path, ...]
     software: str
     source: Path = field(default=DEFAULT_PATH)
 
@@ -133,6 +137,7 @@ class Session:
             work=data.path("work"),
             socket=Path(data.text("socket")),
             work_socket=Path(data.text("work_socket")),
+            replicas=data.paths("replicas"),
             software=data.text("software"),
             source=source,
         )
@@ -208,6 +213,12 @@ class _Fields:
         if not isinstance(value, str):
             raise self._wrong(key, "a string or null")
         return Path(value)
+
+    def paths(self, key: str) -> tuple[Path, ...]:
+        value = self._data.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+            raise self._wrong(key, "a list of strings")
+        return tuple(map(Path, value))
 
     def mapping(self, key: str) -> Mapping[str, Any]:
         value = self._data.get(key)

@@ -11,14 +11,14 @@ import html
 import socket
 import threading
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Self, cast, overload
 
 import numpy as np
 
 from kakehashi.errors import LinkClosedError, SessionError, StoreError
 from kakehashi.imaging.ozip import Pack, open_pack
-from kakehashi.link.manifest import Entry, Manifest, NotInManifestError
+from kakehashi.link.manifest import Connect, Entry, Manifest, NotInManifestError
 from kakehashi.link.reader import Reader, Stats
 from kakehashi.link.session import Lease, Session
 
@@ -315,9 +315,11 @@ class Store:
     ) -> None:
         self.session = session if isinstance(session, Session) else Session.current(session)
         reference = self.session.manifest
+        connects: list[Connect] = [self._connect]
+        connects += [partial(_open, path) for path in self.session.replicas]
         if manifest is None:
-            manifest = Manifest.fetch(self._connect, reference.path, reference.sha256)
-        self.reader = Reader(self._connect, manifest, manifest_path=reference.path)
+            manifest = Manifest.fetch(connects, reference.path, reference.sha256)
+        self.reader = Reader(connects, manifest, manifest_path=reference.path)
 
     def __repr__(self) -> str:
         count = len(self.reader.manifest.files)
@@ -382,20 +384,24 @@ class Store:
         return self.reader.stats()
 
     def _connect(self) -> socket.socket:
-        channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            channel.settimeout(_CONNECT_S)
-            channel.connect(str(self.session.socket))
+            return _open(self.session.socket)
         except FileNotFoundError:
-            channel.close()
             raise LinkClosedError(
                 f"the link to the store is closed: no {self.session.socket}; "
                 "the session has ended, start a new one"
             ) from None
-        except BaseException:
-            channel.close()
-            raise
-        return channel
+
+
+def _open(path: Path) -> socket.socket:
+    channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        channel.settimeout(_CONNECT_S)
+        channel.connect(str(path))
+    except BaseException:
+        channel.close()
+        raise
+    return channel
 
 
 def _extent(row: Mapping[str, Any]) -> str:
