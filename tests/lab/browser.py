@@ -277,7 +277,7 @@ class OwnBrowser:
                 viewport={"width": 1360, "height": 900},
             )
             try:
-                yield _watched(context, self.url, self.name, self.shots, [PROVIDER])
+                yield _watched(context, self.url, self.name, self.shots, [PROVIDER, "127.0.0.1"])
             finally:
                 context.close()
 
