@@ -2,7 +2,7 @@
 
 The Python face is :class:`Store`, the other the read-only view (:mod:`kakehashi.link.view`).
 :class:`WorkFolder` is the project's work folder. :class:`SeriesDataset` and :class:`SeriesLoader`
-feed torch and MONAI.
+feed torch and MONAI; :func:`save`, :class:`Saver` and :func:`load` are for checkpoints.
 Names are loaded when they are first asked for: the view's process and the hub's side of things
 must not import numpy or torch only because they live in the same package.
 """
@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kakehashi.link.checkpoint import DamagedError, Saved, Saver, Saving, load, save
     from kakehashi.link.dataset import SeriesDataset, SeriesLoader
     from kakehashi.link.manifest import Manifest
     from kakehashi.link.reader import Reader
@@ -23,10 +24,14 @@ if TYPE_CHECKING:
     from kakehashi.link.zarrstore import ZarrStore
 
 __all__ = [
+    "DamagedError",
     "Lease",
     "Manifest",
     "Reader",
     "Ring",
+    "Saved",
+    "Saver",
+    "Saving",
     "Series",
     "SeriesDataset",
     "SeriesLoader",
@@ -34,13 +39,19 @@ __all__ = [
     "Store",
     "WorkFolder",
     "ZarrStore",
+    "load",
+    "save",
 ]
 
 _HOME = {
+    "DamagedError": "checkpoint",
     "Lease": "session",
     "Manifest": "manifest",
     "Reader": "reader",
     "Ring": "ring",
+    "Saved": "checkpoint",
+    "Saver": "checkpoint",
+    "Saving": "checkpoint",
     "Series": "store",
     "SeriesDataset": "dataset",
     "SeriesLoader": "dataset",
@@ -48,6 +59,8 @@ _HOME = {
     "Store": "store",
     "WorkFolder": "work",
     "ZarrStore": "zarrstore",
+    "load": "checkpoint",
+    "save": "checkpoint",
 }
 
 

@@ -53,6 +53,7 @@ _ATTR_MODE, _ATTR_TIMES = 4, 8
 _NO_ATTRIBUTES = struct.pack(">I", 0)
 
 _FSYNC, _RENAME = b"fsync@openssh.com", b"posix-rename@openssh.com"
+_LINK = b"hardlink@openssh.com"
 
 
 class WritingSftp(Sftp):
@@ -70,7 +71,7 @@ class WritingSftp(Sftp):
     def greet(self) -> None:
         """Agree on the protocol's version; the server must flush and replace files."""
         super().greet()
-        missing = {_FSYNC, _RENAME} - self.extensions
+        missing = {_FSYNC, _LINK, _RENAME} - self.extensions
         if missing:
             names = ", ".join(sorted(name.decode() for name in missing))
             raise LinkClosedError(
@@ -244,6 +245,11 @@ class WritingSftp(Sftp):
     def rename(self, old: str, new: str) -> None:
         """Give a file or folder another name in one step; a file that has it is replaced."""
         body = as_string(_RENAME) + _path(old) + _path(new)
+        self._done(self._ask(_EXTENDED, body, STATUS_REPLY), new)
+
+    def link(self, old: str, new: str) -> None:
+        """Give a file a second name, which nothing has yet."""
+        body = as_string(_LINK) + _path(old) + _path(new)
         self._done(self._ask(_EXTENDED, body, STATUS_REPLY), new)
 
     def mkdir(self, path: str) -> None:

@@ -75,9 +75,9 @@ class ChannelFolder(WorkFolder):
         self._channels = Channels(connect, patience_s)
 
     @classmethod
-    def on_socket(cls, path: Path, *, root: str = _ROOT) -> Self:
+    def on_socket(cls, path: Path, *, root: str = _ROOT, patience_s: float = PATIENCE_S) -> Self:
         """Return the work folder behind a unix socket, each connection to which is a channel."""
-        return cls(partial(connect, path), root=root)
+        return cls(partial(connect, path), root=root, patience_s=patience_s)
 
     def close(self) -> None:
         """Close the channels; whoever waits for the store gives up."""
@@ -299,6 +299,7 @@ class Incoming:
         self._mode = mode
         self._part = ""
         self._parts: list[str] = []
+        self._links: list[str] = []
         self._over = False
 
         def step(sftp: WritingSftp, _: int) -> None:
@@ -348,8 +349,28 @@ class Incoming:
         """
         self._take_in(lambda: self._upload.put(data, check=True))
 
-    def commit(self) -> WorkStat:
-        """Have everything stand on the store's disk, compare it, then take the file's place.
+    @property
+    def size(self) -> int:
+        """Bytes that it has so far."""
+        return self._upload.size
+
+    def settle(self) -> None:
+        """Have everything stand on the store's disk, and compare it.
+
+        Raises
+        ------
+        WorkError
+            As for :meth:`commit`.
+        """
+        self._take_in(self._upload.settle)
+
+    def commit(self, *, also: str | None = None) -> WorkStat:
+        """Settle it, then take the file's place.
+
+        Parameters
+        ----------
+        also : str, optional
+            Another name in the same folder, which nothing has yet, under which it stays.
 
         Returns
         -------
@@ -363,9 +384,12 @@ class Incoming:
         WorkError
             What the store holds is not what was written; the old file is untouched.
         """
-        self._take_in(self._upload.settle)
+        self.settle()
         settled = self._channels.run(self._path, self._describe)
-        self._channels.run(self._path, self._replace)
+        if also is None:
+            self._channels.run(self._path, self._replace)
+        else:
+            self._channels.run(self._path, partial(self._replace_and_keep, also))
         self._parts.remove(self._part)
         self._drop()
         return _described(posixpath.basename(relative(self._path)), settled)
@@ -378,7 +402,7 @@ class Incoming:
 
     def _drop(self) -> None:
         self._over = True
-        for part in self._parts:
+        for part in (*self._parts, *self._links):
             self._channels.drop(part)
 
     def _describe(self, sftp: WritingSftp, _: int) -> Stat:
@@ -394,14 +418,43 @@ class Incoming:
 
         What was renamed and not flushed by then is a part once more.
         """
+        self._rename(sftp, self._target, again)
+        self._flush_folder(sftp)
+
+    def _replace_and_keep(self, also: str, sftp: WritingSftp, again: int) -> None:
+        """As above, by way of the name under which it stays, of which the file becomes a link."""
+        folder = posixpath.dirname(self._target)
+        kept = posixpath.join(folder, also)
+        self._rename(sftp, kept, again)
+        # A server that was cut off may be about to rename the last one: it must not find it later.
+        self._forget_links(sftp)
+        self._links.append(posixpath.join(folder, part_name()))
+        sftp.link(kept, self._links[-1])
+        sftp.rename(self._links[-1], self._target)
+        # Where both already are the same file, renaming leaves both.
+        self._forget_links(sftp)
+        self._flush_folder(sftp)
+
+    def _forget_links(self, sftp: WritingSftp) -> None:
+        for link in self._links:
+            try:
+                sftp.remove(link)
+            except StatusError as error:
+                if error.code != STATUS_NO_SUCH_FILE:
+                    raise
+        self._links.clear()
+
+    def _rename(self, sftp: WritingSftp, target: str, again: int) -> None:
         try:
-            sftp.rename(self._part, self._target)
+            sftp.rename(self._part, target)
         except StatusError as error:
             # A cut may have come after it was done. Nobody else knows the part's name.
             if not (again and error.code == STATUS_NO_SUCH_FILE):
                 raise
-            if _look(sftp, self._target) is None:
+            if _look(sftp, target) is None:
                 raise
+
+    def _flush_folder(self, sftp: WritingSftp) -> None:
         # Some file systems cannot flush a folder; nothing is lost by it there.
         with contextlib.suppress(StatusError):
             sftp.fsync_folder(posixpath.dirname(self._target))
