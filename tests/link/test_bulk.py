@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kakehashi.errors import BlockMismatchError, LinkClosedError, LinkError
 from kakehashi.link import Reader
-from kakehashi.link.bulk import AHEAD_BYTES, Bulk, allocated
+from kakehashi.link.bulk import AHEAD_BYTES, Bulk, Memory
 from kakehashi.link.manifest import NotInManifestError
 from tests.link.stores import BLOCK, Server, StoreFolder, random_bytes
 from tests.link.test_reader import reader_of, until
@@ -272,7 +273,7 @@ def test_closing_the_stream_ends_who_waits_and_frees_all(
         raise ConnectionRefusedError(111, "Connection refused")
 
     def allocate(length: int) -> memoryview:
-        view = allocated(length)
+        view = Memory()(length)
         memory.append(weakref.ref(view))
         return view
 
@@ -305,6 +306,37 @@ def test_a_stream_that_is_dropped_does_not_keep_its_reader(
     gone = weakref.ref(reader)
     del bulk, reader
     until(lambda: gone() is None)
+
+
+def test_memory_is_used_again_once_nothing_looks_at_it() -> None:
+    memory = Memory()
+    first = memory(3 << 20)
+    first[:5] = b"first"
+    part = first[:5].toreadonly()
+    array = np.frombuffer(part, dtype=np.uint8)
+    del first, part
+    second = memory(3 << 20)
+    second[:6] = b"second"
+    assert array.tobytes() == b"first", "an array of a slice of a view still looks at it"
+    del array
+    third = memory((3 << 20) - 7)
+    assert bytes(third[:5]) == b"first", "the very same memory"
+    assert len(third) == (3 << 20) - 7
+    assert bytes(second[:6]) == b"second"
+    kept = [memory(2 << 20) for _ in range(20)]
+    for number, view in enumerate(kept):
+        view[:1] = bytes([number])
+    assert [view[0] for view in kept] == list(range(20))
+
+
+def test_what_is_kept_stays_as_it_is_while_more_comes(folder: StoreFolder, server: Server) -> None:
+    paths = filled(folder, [20 * BLOCK + n for n in range(6)])
+    with reader_of(folder, server) as reader:
+        kept = []
+        for number, data in enumerate(reader.read_many(paths * 5, ahead_bytes=8 * BLOCK)):
+            if number % 3 == 0:
+                kept.append((data, paths[number % 6]))
+        assert all(data == folder.contents[path] for data, path in kept)
 
 
 # --- asyncio -----------------------------------------------------------------------------------

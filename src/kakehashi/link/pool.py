@@ -212,9 +212,11 @@ class Pool:
         """
         with self._lock:
             self._ledger.begin()
+            before = len(self._urgent) + len(self._ahead)
             (self._urgent if urgent else self._ahead).extend(pieces)
             dropped = self._drop_queue() if self._closed is not None else []
-            if self._closed is None:
+            # With a longer queue every channel was called already, and takes what it can.
+            if self._closed is None and before < len(self._channels):
                 self._call()
         _tell(dropped)
 
@@ -342,7 +344,10 @@ class Pool:
         return min(self._pace.target, max(_SCOUTS, len(self._replicas)))
 
     def _is_wanted(self, channel: _Channel) -> bool:
-        return channel in self._ranked()[: self._limit()]
+        limit = self._limit()
+        if channel.connected and sum(one.connected for one in self._channels) <= limit:
+            return True
+        return channel in self._ranked()[:limit]
 
     def _assign(self, channel: _Channel) -> None:
         """Choose the endpoint of a channel that is to be opened."""
