@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import heapq
 import mmap
 import sys
 import threading
@@ -77,7 +78,8 @@ class Memory:
 class _Item:
     """One range, from being asked for to being handed over."""
 
-    def __init__(self, entry: Entry, offset: int, end: int, block_size: int) -> None:
+    def __init__(self, number: int, entry: Entry, offset: int, end: int, block_size: int) -> None:
+        self.number = number
         self.entry = entry
         self.offset = offset
         self.end = end
@@ -87,13 +89,15 @@ class _Item:
         self.next = self.first
         self.left = self.stop - self.first
         self.hashes: bytes | None = None
-        self.listed = False
         self.buffer: memoryview | None = None
         self.flying: set[Piece] = set()
         self.found: dict[int, bytes] = {}
         self.error: Exception | None = None
         blocks = -(-entry.size // block_size)
         self.whole = self.first == 0 and self.stop == blocks <= _WHOLE_BLOCKS
+
+    def __lt__(self, other: _Item) -> bool:
+        return self.number < other.number
 
     @property
     def done(self) -> bool:
@@ -144,8 +148,9 @@ class Bulk:
         # Taken before the pool's lock, never after it: the pool calls back without its own.
         self._lock = threading.RLock()
         self._items: deque[_Item | _Failed] = deque()
-        # Those of them that have blocks which were not asked for.
-        self._unasked: deque[_Item] = deque()
+        # Those of them, in order, that have blocks to ask for, and hashes to check them by.
+        self._ready: list[_Item] = []
+        self._count = 0
         # Bytes asked for and not yet handed over, and those of them that have not come.
         self._held = 0
         self._flying = 0
@@ -184,8 +189,9 @@ class Bulk:
         with self._lock:
             pieces = [piece for item in self._items for piece in item.flying]
             self._items.clear()
-            self._unasked.clear()
+            self._ready.clear()
             self._wanted = None
+            self._ended = LinkClosedError("this stream was closed; begin another one")
             wake, self._wake = self._wake, None
         self._reader._pool.cancel(pieces)
         if wake is not None:
@@ -222,8 +228,6 @@ class Bulk:
                 buffer, item.buffer = item.buffer, None
                 self._held -= self._asked(item)
                 self._flying -= sum(piece.length for piece in item.flying)
-                if self._unasked and self._unasked[0] is item:
-                    self._unasked.popleft()
             pieces = list(item.flying)
             item.flying.clear()
             # The room that it leaves is filled before its taker begins to work with it.
@@ -246,8 +250,8 @@ class Bulk:
                 break
             self._items.append(item)
             if isinstance(item, _Item) and not item.done:
-                self._unasked.append(item)
-                self._ask(item)
+                self._begin(item)
+                self._go_on()
         self._go_on()
 
     def _pull(self, wanted: Iterator[Wanted]) -> _Item | _Failed | None:
@@ -270,33 +274,31 @@ class Bulk:
         except (LinkError, TypeError, ValueError) as error:
             return _Failed(error)
         end = entry.size if length is None else min(entry.size, offset + length)
-        return _Item(entry, min(offset, end), end, self._block_size)
+        self._count += 1
+        return _Item(self._count, entry, min(offset, end), end, self._block_size)
+
+    def _begin(self, item: _Item) -> None:
+        """Make an item ready to be asked for, which may take its list of hashes first."""
+        if item.whole:
+            heapq.heappush(self._ready, item)
+        else:
+            self._reader._ask_list(item.entry, partial(self._listed, item))
 
     def _go_on(self) -> None:
         """With the lock held: ask for more, in order, as far as there is room."""
-        while self._unasked and self._unasked[0].next == self._unasked[0].stop:
-            self._unasked.popleft()
-        for item in list(self._unasked):
-            if not self._has_room(item) or self._ended is not None:
+        while self._ready and self._ended is None:
+            item = self._ready[0]
+            if item.done or item.next == item.stop:
+                heapq.heappop(self._ready)
+            elif self._has_room(item):
+                self._ask_group(item)
+            else:
                 break
-            if item.next < item.stop:
-                self._ask(item)
 
     def _has_room(self, item: _Item) -> bool:
         if self._flying >= self._ahead_bytes:
             return False
-        return self._held < self._ahead_bytes or item is self._items[0]
-
-    def _ask(self, item: _Item) -> None:
-        """Ask for what an item still lacks, as far as there is room."""
-        if item.error is None and item.hashes is None and not item.whole:
-            if not item.listed:
-                item.listed = True
-                self._reader._ask_list(item.entry, partial(self._listed, item))
-            if item.hashes is None:
-                return
-        while item.error is None and item.next < item.stop and self._has_room(item):
-            self._ask_group(item)
+        return self._held < self._ahead_bytes or (bool(self._items) and item is self._items[0])
 
     def _ask_group(self, item: _Item) -> None:
         size, entry = self._block_size, item.entry
@@ -335,6 +337,7 @@ class Bulk:
                 self._fail(item, hashes)
             else:
                 item.hashes = hashes
+                heapq.heappush(self._ready, item)
             wake = self._moved()
         if wake is not None:
             wake()
@@ -379,8 +382,7 @@ class Bulk:
         item.left, item.next = item.stop - item.first, item.first
         item.found.clear()
         item.whole = False
-        self._unasked.appendleft(item)
-        self._ask(item)
+        self._begin(item)
 
     def _moved(self) -> Callable[[], None] | None:
         """With the lock held: ask for more, and return whom to wake."""
