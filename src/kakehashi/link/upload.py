@@ -69,6 +69,12 @@ class _Check:
     answers: int = 0
 
     def take(self, at: int, data: bytearray | memoryview) -> None:
+        given = self.range.data
+        if given is not None:
+            # Much cheaper than a hash; that is for what was let go of.
+            self.whole &= data == given[at : at + len(data)]
+            self.heard += len(data)
+            return
         self.early[at] = data
         while self.heard in self.early:
             piece = self.early.pop(self.heard)
@@ -77,8 +83,9 @@ class _Check:
 
     @property
     def matches(self) -> bool:
-        found = self.whole and self.heard == self.range.size
-        return found and self.hash.digest() == self.range.digest
+        if not self.whole or self.heard != self.range.size:
+            return False
+        return self.range.data is not None or self.hash.digest() == self.range.digest
 
 
 @dataclass(eq=False)
