@@ -81,6 +81,17 @@ def test_a_pause_begins_anew() -> None:
     assert pace.target == 2
 
 
+def test_a_distant_store_gets_more_from_the_beginning() -> None:
+    for rtt_s, target in ((0.0001, 2), (0.01, 3), (0.02, 5), (0.05, 8), (0.5, 8)):
+        pace = Pace(32)
+        pace.far(rtt_s)
+        assert pace.target == target
+        pace.far(10 * rtt_s)
+        pace.refused(0.0, 1)
+        pace.far(rtt_s)
+        assert pace.target == 1, "a bound is a bound"
+
+
 def test_an_idle_line_says_nothing() -> None:
     pace = Pace(32)
     for step in range(1000):

@@ -7,7 +7,12 @@ brings more bytes a second, and a step that brings nothing is taken back.
 
 from __future__ import annotations
 
+import math
+
 START = 2
+_START_FAR = 8
+# What a line is taken for until its rate is known: 2 Gbit/s.
+_GUESS = 250e6
 WINDOW_BYTES = 1_400_000
 """What one connection of OpenSSH carries per round trip."""
 
@@ -77,6 +82,13 @@ class Pace:
         rate = (moved - before) / (now - began)
         self._since = (now, moved, connected)
         self._judge(now, rate, bound=_by_window(rate, connected, rtt_s))
+
+    def far(self, rtt_s: float) -> None:
+        """Take note of a round trip; at the beginning it says what a common line would need."""
+        if self._settled[1] == 0.0 and self.target == self.least:
+            needed = math.ceil(_GUESS * rtt_s / WINDOW_BYTES) + 1
+            self.target = min(self.most, max(self.target, min(needed, _START_FAR)))
+            self._settled = (self.target, 0.0)
 
     def refused(self, now: float, connected: int) -> None:
         """Take note that a channel was not given: what there is has to do for a while."""

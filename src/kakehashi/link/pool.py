@@ -461,7 +461,14 @@ class Pool:
             rtt_s=min((one.rtt_s for one in working if one.rtt_s is not None), default=None),
         )
         if self._pace.target > before and (self._urgent or self._ahead):
-            self._call()
+            self._call(every=True)
+
+    def _far(self, rtt_s: float) -> None:
+        with self._lock:
+            before = self._pace.target
+            self._pace.far(rtt_s)
+            if self._pace.target > before:
+                self._call(every=True)
 
     def _has_idled(self, channel: _Channel) -> bool:
         """Tell whether a channel that had nothing to do for long is to be closed."""
@@ -652,9 +659,10 @@ class _Exchange:
             request = self._sftp.ask_open(piece.path)
             self._opens[request] = piece.path
             if alone:
-                # Nothing is in its way, so it takes one round trip and little more.
-                self._sftp.flush()
+                # Nothing is in its way, so it takes one round trip and little more. The clock is
+                # read first: this thread may get to run again only after the answer has come.
                 self._timed = (request, time.monotonic())
+                self._sftp.flush()
 
     def _read(self, handle: bytes, piece: Piece) -> None:
         request = self._sftp.ask_read(handle, piece.offset, piece.length, piece.place)
@@ -667,6 +675,7 @@ class _Exchange:
             if self._timed is not None and reply.request == self._timed[0]:
                 found = time.monotonic() - self._timed[1]
                 self._channel.rtt_s = min(found, self._channel.rtt_s or found)
+                self._pool._far(found)
             self._opened(self._opens.pop(reply.request), reply)
 
     def _opened(self, path: str, reply: Reply) -> None:
