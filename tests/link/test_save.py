@@ -33,6 +33,7 @@ from kakehashi.link.work import (
     WorkLostError,
     WorkNotFoundError,
     is_part,
+    part_name,
 )
 from kakehashi.link.workchannel import ChannelFolder
 from tests.lab.hosts import wait_for
@@ -204,7 +205,8 @@ def test_rotation_is_whole_whatever_packet_is_lost(tmp_path: Path) -> None:
     for towards_store in (True, False):
         packets = run(None, towards_store, comes_back=True)
         assert packets > 20
-        for after in range(packets // 2):
+        # What comes before is a write as any other.
+        for after in range(packets // 3, packets):
             run(after, towards_store, comes_back=True)
             run(after, towards_store, comes_back=False)
 
@@ -515,6 +517,15 @@ def test_what_was_acknowledged_is_there_after_kill_9(
     assert number in (int(told), int(told) + 1)
     save("a", NEW, work=work)
     assert load("a", work=work) == NEW
+
+
+def test_what_a_killed_one_left_is_swept_after_a_day(work: ChannelFolder, root: Path) -> None:
+    left = [root / part_name() for _ in range(2)]
+    for path in left:
+        path.write_bytes(NEW)
+    os.utime(left[0], (1, 1))
+    save("a", NEW, work=work)
+    assert [path.exists() for path in left] == [False, True]
 
 
 # A full disk.

@@ -186,6 +186,7 @@ class Saver:
         self._jobs: deque[_Job] = deque()
         self._held = 0
         self._failures: list[Exception] = []
+        self._swept: set[str] = set()
         self._closed = False
         self._worker: threading.Thread | None = None
         self._pid = os.getpid()
@@ -407,9 +408,16 @@ class Saver:
                 self._held -= len(piece)
                 self._state.notify_all()
 
+    def _sweep(self, folder: str) -> None:
+        """Remove what savers that were killed left in a folder long ago, once."""
+        if folder not in self._swept:
+            self._work.sweep(folder)
+            self._swept.add(folder)
+
     def _write(self, job: _Job) -> Saved:
         work, name = self._work, job.saving.name
         found = hashlib.sha256()
+        self._sweep(posixpath.dirname(name))
         with work.begin(name, progress=job.saving._add_written) as incoming:
             for piece in self._pieces(job):
                 incoming.feed(piece)
