@@ -118,6 +118,7 @@ class _Replica:
     bytes: int = 0
     wrong: int = 0
     aside: str = ""
+    failing: bool = False
 
 
 @dataclass(eq=False)
@@ -404,6 +405,7 @@ class Pool:
                 self._pace.refused(time.monotonic(), connected)
                 return
             self._ledger.reconnected(len(channel.taken))
+            channel.replica.failing = not peers
             # This one may be out of reach for long, and the others not have been asked yet.
             self._call(every=True)
             if exchange is not None and exchange.silent_s >= channel.patience_s:
@@ -419,6 +421,7 @@ class Pool:
         sftp.greet()
         with self._lock:
             channel.connected = True
+            channel.replica.failing = False
             channel.rtt_s = None
             channel.depth = 2 * pace.DEPTH_LEAST
             self._note_channels()
@@ -497,7 +500,7 @@ class Pool:
                     piece = queue.popleft()
                     if piece._started or piece.done:
                         continue
-                    if piece._avoid is not None and _avoids(piece, channel, others):
+                    if piece._avoid is not None and self._avoids(piece, channel, others):
                         kept.append(piece)
                         continue
                     piece._started = True
@@ -506,6 +509,13 @@ class Pool:
                 queue.extendleft(reversed(kept))
             channel.taken.update(mine)
             return mine
+
+    def _avoids(self, piece: Piece, channel: _Channel, others: Sequence[_Channel]) -> bool:
+        """Tell whether a piece that came wrongly is to be left to another channel."""
+        wrong = piece._wrong_at
+        if any(not (r.number in wrong or r.aside or r.failing) for r in self._replicas):
+            return channel.replica.number in wrong
+        return bool(others) and piece._avoid == channel.number
 
     def _give_back(self, channel: _Channel, pieces: Iterable[Piece]) -> None:
         """Queue pieces again that this channel had taken, before all others."""
@@ -517,6 +527,9 @@ class Pool:
                     piece._started = False
                     self._urgent.appendleft(piece)
             dropped = self._drop_queue() if self._closed is not None else []
+            if self._closed is None:
+                # It may be for a channel that was not needed before.
+                self._call(every=True)
             for other in self._channels:
                 other.ring()
         _tell(dropped)
@@ -754,14 +767,6 @@ class _Exchange:
         with pool._lock:
             pool._ledger.reread()
         pool._give_back(channel, [piece])
-
-
-def _avoids(piece: Piece, channel: _Channel, others: Sequence[_Channel]) -> bool:
-    """Tell whether another channel is the better one for a piece that came wrongly."""
-    wrong = piece._wrong_at
-    if any(other.replica.number not in wrong for other in others):
-        return channel.replica.number in wrong
-    return bool(others) and piece._avoid == channel.number
 
 
 def _tell(pieces: Iterable[Piece]) -> None:
