@@ -26,6 +26,7 @@ from zarr.testing.store import StoreTests
 
 from kakehashi.errors import BlockMismatchError, StoreError
 from kakehashi.link import Session, Store, ZarrStore
+from kakehashi.link.fs import _SHARED
 from kakehashi.link.manifest import NotInManifestError
 from kakehashi.store.pack import pack_series
 from tests.link.volumes import Cohort, uid, voxels
@@ -39,6 +40,15 @@ def cohort(tmp_path: Path) -> Iterator[Cohort]:
     cohort = Cohort(tmp_path, SHAPES)
     yield cohort
     cohort.close()
+
+
+@pytest.fixture(autouse=True)
+def views() -> Iterator[None]:
+    # File systems of one session share their channels for as long as the process lives.
+    yield
+    for view in _SHARED.values():
+        view.stores.close()
+    _SHARED.clear()
 
 
 @pytest.fixture

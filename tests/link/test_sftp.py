@@ -32,7 +32,8 @@ def text(data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + data
 
 
-_EXTENSIONS = b"".join(map(text, (b"fsync@openssh.com", b"1", b"posix-rename@openssh.com", b"1")))
+_OFFERED = (b"fsync@openssh.com", b"posix-rename@openssh.com", b"hardlink@openssh.com")
+_EXTENSIONS = b"".join(text(name) + text(b"1") for name in _OFFERED)
 WRITES = struct.pack(">IBI", 5 + len(_EXTENSIONS), 2, 3) + _EXTENSIONS
 
 
