@@ -431,6 +431,18 @@ def test_closing_in_a_cut_does_not_wait_for_the_line(
     loader.close()
 
 
+def test_a_loop_that_was_between_two_batches_ends_with_the_loader(cohort: Cohort) -> None:
+    loader = SeriesLoader(SeriesDataset(cohort.path))
+    batches = iter(loader)
+    first = next(batches)
+    loader.close()
+    with pytest.raises(LinkClosedError, match="begin another loop"):
+        next(batches)
+    rest = list(loader)
+    assert len([first, *rest]) == len(SHAPES)
+    loader.close()
+
+
 def test_a_worker_that_dies_is_an_error_and_the_loop_goes_on_where_it_was(cohort: Cohort) -> None:
     with SeriesLoader(SeriesDataset(cohort.path, seed=6)) as loader:
         expected = epochs(loader, 2)

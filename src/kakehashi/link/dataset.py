@@ -8,8 +8,11 @@ training was interrupted and resumed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import math
+import threading
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -18,8 +21,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
-from kakehashi.errors import StoreError
-from kakehashi.link.order import Order, share
+from kakehashi.errors import LinkClosedError, StoreError
+from kakehashi.link.maintenance import Maintenance, Position, holds_all, turned
+from kakehashi.link.order import Order, Turned, share
 from kakehashi.link.processstore import ProcessStore, naming
 from kakehashi.link.ring import Ring, RingStats, Stream
 
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from kakehashi.link.pinned import Pins
     from kakehashi.link.session import Session
 
 RING_BYTES = 1 << 30
@@ -42,6 +47,10 @@ _THREADS = 4
 _STATE = 1
 # What is drawn for a sample: numbers 0 to 2 are the crop's place along z, y, x.
 _DRAW_TRANSFORM = 3
+# So long a wait behind what was pinned is told.
+_TELL_S = 5.0
+
+_log = logging.getLogger(__name__)
 
 
 class SeriesDataset(Dataset[Sample]):
@@ -129,6 +138,10 @@ class SeriesDataset(Dataset[Sample]):
     def order(self, epoch: int) -> Order:
         """Return the order of an epoch."""
         return Order(len(self), self.seed, epoch)
+
+    def _turned(self, epoch: int, announced: tuple[Maintenance, ...]) -> Turned:
+        mine = [one for one in announced if one.epoch == epoch]
+        return turned(self.order(epoch), self.uids, self.per_series, mine)
 
     def close(self) -> None:
         """Close this process's channels; they are opened anew when a sample is asked for."""
@@ -261,12 +274,18 @@ class LoaderStats:
         Seconds of those for the first batch, which nothing could be fetched ahead of.
     ring : RingStats
         The ring as it is now; those of all workers together as of the last batch of each.
+    rate : float or None
+        Samples a second of all ranks together, since the first batch; ``None`` before the second.
+    used_up_s : float
+        Seconds of ``waited_s`` behind the end of what was pinned for a maintenance.
     """
 
     batches: int
     waited_s: float
     first_s: float
     ring: RingStats
+    rate: float | None
+    used_up_s: float
 
 
 class SeriesLoader:
@@ -330,11 +349,22 @@ class SeriesLoader:
         self._epoch = 0
         self._done = 0
         self._running: Iterator[tuple[Any, int, RingStats]] | None = None
+        # How often it was closed: a loop from before is over, also between two batches.
+        self._closings = 0
         self._source: _Batches | None = None
         self._batches = 0
         self._waited_s = 0.0
         self._first_s = 0.0
         self._rings: dict[int, RingStats] = {}
+        self._announced: tuple[Maintenance, ...] = ()
+        # Where what is held ends in the epoch, for each maintenance that does not hold all.
+        self._ends: dict[Maintenance, int] = {}
+        self._told: set[Maintenance] = set()
+        self._used_up_s = 0.0
+        self._used_up_since: float | None = None
+        # When the first batch and the last one came, and the samples from the one to the other.
+        self._came: tuple[float, float] | None = None
+        self._samples = 0
 
     def __enter__(self) -> Self:
         return self
@@ -347,18 +377,94 @@ class SeriesLoader:
         """The epoch that the next batch is of, from 0."""
         return self._epoch
 
+    @property
+    def position(self) -> Position:
+        """Behind the batch that the loop was given last."""
+        if self._done and self._done == len(self.dataset):
+            return Position(self._epoch + 1, 0)
+        return Position(self._epoch, self._done)
+
+    def order(self, epoch: int, *, before: Position | None = None) -> Turned:
+        """Return an epoch's order, with what was announced for it.
+
+        Parameters
+        ----------
+        epoch : int
+        before : Position, optional
+            Only what was announced to begin before this.
+        """
+        known = (one for one in self._announced if before is None or one.start < before)
+        return self.dataset._turned(epoch, tuple(known))
+
+    def announce(self, maintenance: Maintenance, pins: Pins | None = None) -> None:
+        """Turn the order for a maintenance, and read from memory what is pinned for it.
+
+        Call it in the loop's own thread, on every rank with the same maintenance. What was
+        fetched ahead is fetched anew. The state carries it; to announce it once more, as a
+        training does that was resumed, changes nothing but where bytes are read.
+
+        Parameters
+        ----------
+        maintenance : Maintenance
+            From a position that the loop has not passed; behind those that were announced before.
+        pins : Pins, optional
+            The share of it that this rank holds. The order does not depend on it.
+
+        Raises
+        ------
+        ValueError
+            It begins too early, its series are not the dataset's, or pinning is not finished.
+        """
+        known = maintenance in self._announced
+        if not known:
+            last = max((one.start for one in self._announced), default=Position(0, 0))
+            least = max(self.position, last)
+            if maintenance.start < least or maintenance.sample >= len(self.dataset):
+                raise ValueError(
+                    f"the maintenance begins at {tuple(maintenance.start)}; it can begin from "
+                    f"{tuple(least)} on, at samples 0 to {len(self.dataset) - 1} of an epoch"
+                )
+            if unknown := set(maintenance.uids).difference(self.dataset.uids):
+                raise ValueError(f"the dataset has no series {min(unknown)!r}")
+        if pins is not None and not pins.wait(0):
+            raise ValueError(f"not all is pinned yet ({pins.progress()}); pins.wait() waits for it")
+        self._stop()
+        if pins is not None:
+            self.dataset._stores.hold(pins.held)
+        if not known:
+            self._schedule((*self._announced, maintenance))
+
+    def _schedule(self, announced: tuple[Maintenance, ...]) -> None:
+        # What is over orders nothing any more.
+        self._announced = tuple(one for one in announced if one.epoch >= self._epoch)
+        self._ends = {}
+        uids = self.dataset.uids
+        for epoch in {one.epoch for one in self._announced}:
+            ones = [one for one in self._announced if one.epoch == epoch]
+            partial = [one for one in ones if not holds_all(uids, one)]
+            held = self.dataset._turned(epoch, tuple(ones)).held
+            self._ends |= {one: part.stop for one, part in zip(partial, held, strict=True)}
+
     def __len__(self) -> int:
         """Return this rank's number of batches of a whole epoch."""
         mine = share(len(self.dataset), 0, self.rank, self.world)
         return len(mine[:: self.batch_size])
 
     def __iter__(self) -> Iterator[Any]:
-        """Give the batches that are left of this epoch."""
-        begin = self._done
+        """Give the batches that are left of this epoch.
+
+        Raises
+        ------
+        LinkClosedError
+            The loader was closed meanwhile; a new loop takes up where this one was.
+        """
+        begin, closings = self._done, self._closings
         mine = share(len(self.dataset), begin, self.rank, self.world)
         for number in range(1, len(mine[:: self.batch_size]) + 1):
-            batch = self._next()
+            batch = self._next(closings)
+            before = self._done
             self._done = min(begin + number * self.batch_size * self.world, len(self.dataset))
+            self._count(self._done - before)
             yield batch
         self._epoch += 1
         self._done = 0
@@ -369,14 +475,22 @@ class SeriesLoader:
         The state is the same on every rank in step; a training may go on with another number of
         ranks, workers or samples a batch.
         """
-        epoch, done = self._epoch, self._done
-        if done == len(self.dataset):
-            epoch, done = epoch + 1, 0
+        epoch, done = self.position
+        numbers = {uid: number for number, uid in enumerate(self.dataset.uids)}
         return {
             "kakehashi_loader": _STATE,
             "epoch": epoch,
             "done": done,
             "dataset": self.dataset._fingerprint(),
+            "announced": [
+                {
+                    "epoch": one.epoch,
+                    "sample": one.sample,
+                    "series": [numbers[uid] for uid in one.uids],
+                }
+                for one in self._announced
+                if one.epoch >= epoch
+            ],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -399,16 +513,36 @@ class SeriesLoader:
             raise ValueError(f"the state's position {state['done']} is not in the epoch")
         self._stop()
         self._epoch, self._done = state["epoch"], state["done"]
+        self._schedule(
+            tuple(
+                Maintenance(
+                    one["epoch"],
+                    one["sample"],
+                    tuple(self.dataset.uids[number] for number in one["series"]),
+                )
+                for one in state["announced"]
+            )
+        )
 
     def stats(self) -> LoaderStats:
         """Return the figures so far."""
         now = [self._ring.stats()] if self._ring is not None else self._rings.values()
         rings = [asdict(stats) for stats in now]
         total = RingStats(**{name: sum(ring[name] for ring in rings) for name in asdict(_NONE)})
-        return LoaderStats(self._batches, self._waited_s, self._first_s, total)
+        first, last = self._came or (0.0, 0.0)
+        since = self._used_up_since
+        return LoaderStats(
+            batches=self._batches,
+            waited_s=self._waited_s,
+            first_s=self._first_s,
+            ring=total,
+            rate=self._samples / (last - first) if last > first else None,
+            used_up_s=self._used_up_s + (time.monotonic() - since if since is not None else 0.0),
+        )
 
     def close(self) -> None:
-        """Stop fetching ahead, and end the workers."""
+        """Stop fetching ahead, and end the workers; a loop in another thread ends, too."""
+        self._closings += 1
         self._stop()
         self.dataset.close()
 
@@ -423,12 +557,16 @@ class SeriesLoader:
             self._source.close()
             self._source = None
 
-    def _next(self) -> Any:
+    def _next(self, closings: int) -> Any:
         started = time.monotonic()
-        if self._running is None:
-            self._running = self._start()
+        running = self._running
+        if running is None:
+            running = self._running = self._start()
         try:
-            batch, worker, stats = next(self._running)
+            # Asked after it was started: what is closed later than this finds it and stops it.
+            self._refuse_closed(closings)
+            with self._behind_what_is_held(started):
+                batch, worker, stats = next(running)
         except BaseException:
             # Its place in the order is lost; the next attempt begins there anew.
             self._stop()
@@ -441,8 +579,50 @@ class SeriesLoader:
         self._batches += 1
         return batch
 
+    def _refuse_closed(self, closings: int) -> None:
+        if closings != self._closings:
+            raise LinkClosedError("this loader was closed; begin another loop to go on")
+
+    def _count(self, samples: int) -> None:
+        now = time.monotonic()
+        if self._came is None:
+            self._came = now, now
+        else:
+            self._came = self._came[0], now
+            self._samples += samples
+
+    @contextlib.contextmanager
+    def _behind_what_is_held(self, started: float) -> Iterator[None]:
+        """Count a wait for the store when what was pinned is used up; tell a long one, once."""
+        used_up = [
+            one for one, end in self._ends.items() if one.epoch == self._epoch and self._done >= end
+        ]
+        if not used_up or self.dataset._stores.held is None:
+            yield
+            return
+        timer = threading.Timer(_TELL_S, self._tell, [used_up[-1]])
+        timer.daemon = True
+        if used_up[-1] not in self._told:
+            timer.start()
+        self._used_up_since = started
+        try:
+            yield
+        finally:
+            timer.cancel()
+            self._used_up_since = None
+            self._used_up_s += time.monotonic() - started
+
+    def _tell(self, maintenance: Maintenance) -> None:
+        self._told.add(maintenance)
+        _log.warning(
+            "what was pinned for the maintenance from epoch %d, sample %d on is used up; the loop "
+            "waits for the store, and goes on by itself",
+            maintenance.epoch,
+            maintenance.sample,
+        )
+
     def _start(self) -> Iterator[tuple[Any, int, RingStats]]:
-        batches = self._source = _Batches(self, self._epoch, self._done)
+        batches = self._source = _Batches(self)
         if not self._num_workers and not self._pin_memory:
             return iter(batches)
         loader = DataLoader(
@@ -464,19 +644,22 @@ _NONE = RingStats()
 class _Batches(IterableDataset[tuple[Any, int, RingStats]]):
     """The batches of one rank from some position on, without end; a worker gives its share."""
 
-    def __init__(self, loader: SeriesLoader, epoch: int, done: int) -> None:
+    def __init__(self, loader: SeriesLoader) -> None:
         self._dataset = loader.dataset
         self._batch_size = loader.batch_size
         self._rank, self._world = loader.rank, loader.world
         self._ring = loader._ring
         self._ring_bytes = loader._ring_bytes
         self._collate = loader._collate
-        self._epoch = epoch
-        self._done = done
+        self._epoch = loader._epoch
+        self._done = loader._done
+        self._announced = loader._announced
         self._stream: Stream[tuple[_Request, _Read]] | None = None
+        self._closed = False
 
     def close(self) -> None:
         """End the stream, where it is one of this process."""
+        self._closed = True
         if self._stream is not None:
             self._stream.close()
 
@@ -486,6 +669,9 @@ class _Batches(IterableDataset[tuple[Any, int, RingStats]]):
         ring = self._ring or Ring(max(1, self._ring_bytes // workers))
         plan = (_Loaded(request) for request in self._plan(worker, workers))
         with ring.stream(plan, threads=_THREADS) as self._stream:
+            if self._closed:
+                # Before there was a stream that could be closed.
+                self._stream.close()
             batch: list[Any] = []
             for request, read in self._stream:
                 batch.append(request.finish(read))
@@ -497,7 +683,7 @@ class _Batches(IterableDataset[tuple[Any, int, RingStats]]):
         number = 0
         epoch, done = self._epoch, self._done
         while share(len(self._dataset), 0, self._rank, self._world):
-            order = self._dataset.order(epoch)
+            order = self._dataset._turned(epoch, self._announced)
             positions = share(len(self._dataset), done, self._rank, self._world)
             for at in range(0, len(positions), self._batch_size):
                 # The loader under this asks its workers in turn, a batch each.
@@ -505,7 +691,8 @@ class _Batches(IterableDataset[tuple[Any, int, RingStats]]):
                     batch = positions[at : at + self._batch_size]
                     for position in batch:
                         sample = order.sample(position)
-                        yield _Request(self._dataset, order, sample, position == batch[-1])
+                        last = position == batch[-1]
+                        yield _Request(self._dataset, order.order, sample, last)
                 number += 1
             epoch, done = epoch + 1, 0
 

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from kakehashi.errors import KakehashiError
+from kakehashi.link.manifest import Manifest
 from kakehashi.link.session import Session
 from kakehashi.link.store import Store
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from kakehashi.link.pinned import Held
     from kakehashi.link.store import Series
 
 _OPEN_SERIES = 64
@@ -47,6 +49,8 @@ class ProcessStore:
         # A forked process keeps what it got from its parent, and never uses or closes it: the
         # parent's channels are the same sockets.
         self._inherited: Store | None = None
+        self._manifest: Manifest | None = None
+        self._held: Held | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -55,11 +59,29 @@ class ProcessStore:
         self._series: OrderedDict[str, Series] = OrderedDict()
         _ALL.add(self)
 
-    def __getstate__(self) -> Session:
-        return self.session
+    def __getstate__(self) -> tuple[Session, Held | None, tuple[bytes, str] | None]:
+        if self._held is None:
+            return self.session, None, None
+        # With what is held goes the manifest, so that a process begins while the store is shut.
+        raw = self.get().reader.manifest.raw
+        return self.session, self._held, (raw, self.session.manifest.sha256)
 
-    def __setstate__(self, session: Session) -> None:
-        self.__init__(session)  # type: ignore[misc] # a pickle holds no more than the argument
+    def __setstate__(self, state: tuple[Session, Held | None, tuple[bytes, str] | None]) -> None:
+        session, held, manifest = state
+        self.__init__(session)  # type: ignore[misc] # what is opened is of each process
+        self._held = held
+        self._manifest = None if manifest is None else Manifest.parse(*manifest)
+
+    @property
+    def held(self) -> Held | None:
+        """What lies in memory of the store's files."""
+        return self._held
+
+    def hold(self, held: Held | None) -> None:
+        """Read from memory what is held, from now on."""
+        with self._lock:
+            self._held = held
+            self._series.clear()
 
     def get(self) -> Store:
         """Return this process's store, opened when it is first asked for.
@@ -83,7 +105,7 @@ class ProcessStore:
         with self._lock:
             series = self._series.get(uid)
             if series is None:
-                series = self._series[uid] = self._get().series(uid)
+                series = self._series[uid] = self._get().series(uid, held=self._held)
                 if len(self._series) > _OPEN_SERIES:
                     self._series.popitem(last=False)
             else:
@@ -100,7 +122,7 @@ class ProcessStore:
 
     def _get(self) -> Store:
         if self._store is None:
-            known = self._inherited.reader.manifest if self._inherited else None
+            known = self._inherited.reader.manifest if self._inherited else self._manifest
             self._store = Store(self.session, manifest=known)
         return self._store
 

@@ -19,6 +19,7 @@ import numpy as np
 from kakehashi.errors import LinkClosedError, SessionError, StoreError
 from kakehashi.imaging.ozip import Pack, open_pack
 from kakehashi.link.manifest import Connect, Entry, Manifest, NotInManifestError
+from kakehashi.link.pinned import HeldFile
 from kakehashi.link.reader import Reader, Stats
 from kakehashi.link.session import Lease, Session
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     import nibabel
     import pydicom
     from numpy.typing import NDArray
+
+    from kakehashi.imaging.ozip import ByteReader
+    from kakehashi.link.pinned import Held
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _TABLE_ROWS = 50
@@ -51,11 +55,12 @@ class Series:
         The catalogue's row.
     """
 
-    def __init__(self, store: Store, entry: Entry) -> None:
+    def __init__(self, store: Store, entry: Entry, held: Held | None = None) -> None:
         self.uid = entry.uid
         self.row: Mapping[str, Any] = entry.series
         self._store = store
         self._entry = entry
+        self._held = held
         self._lock = threading.Lock()
         self._opened: Pack | None = None
 
@@ -99,8 +104,14 @@ class Series:
         """The packed file itself, opened for reading ranges of it."""
         with self._lock:
             if self._opened is None:
-                self._opened = open_pack(self._store.reader.open(self._entry.path))
+                self._opened = open_pack(self._source())
             return self._opened
+
+    def _source(self) -> ByteReader:
+        at_store = partial(self._store.reader.open, self._entry.path)
+        if self._held is None or self.uid not in self._held.places:
+            return at_store()
+        return HeldFile(self._held, self.uid, self._entry.size, at_store)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -350,13 +361,15 @@ class Store:
         """The series that were granted."""
         return Cohort(self)
 
-    def series(self, uid: str) -> Series:
+    def series(self, uid: str, *, held: Held | None = None) -> Series:
         """Return a series of the cohort.
 
         Parameters
         ----------
         uid : str
             SeriesInstanceUID.
+        held : Held, optional
+            Where its bytes may lie in memory.
 
         Raises
         ------
@@ -369,7 +382,7 @@ class Store:
                 f"the series {uid!r} is not in this session's cohort "
                 f"({len(self.reader.manifest.files)} series); store.cohort shows what is"
             )
-        return Series(self, entry)
+        return Series(self, entry, held)
 
     def table(self) -> list[dict[str, Any]]:
         """Return the catalogue's rows, each with its ``uid``; ``pandas.DataFrame`` takes it."""
