@@ -162,6 +162,12 @@ class StoreHost(_Model):
     root: AbsolutePath = Path("/srv/kakehashi")
     address: str = Field(description="Name or address of the store's sshd, as nodes reach it.")
     port: Port = 22
+    further_addresses: tuple[str, ...] = Field(
+        default=(),
+        max_length=8,
+        description="Further names or addresses of the same sshd, at the same port, as nodes reach "
+        "it over other lines: channels are spread over all of them.",
+    )
     bind: str = "0.0.0.0"  # noqa: S104 - the store's sshd serves the sites
     bind_port: Port = 22
     authority_bind: str = "127.0.0.1"

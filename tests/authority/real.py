@@ -252,7 +252,15 @@ class Link:
 class RealStore:
     """A store of its own: folder, accounts and ports that nobody else has."""
 
-    def __init__(self, *, lease_minutes: float = 5, sites: str = "", **limits: float) -> None:
+    def __init__(
+        self,
+        *,
+        lease_minutes: float = 5,
+        sites: str = "",
+        bind: str = "127.0.0.1",
+        further: tuple[str, ...] = (),
+        **limits: float,
+    ) -> None:
         # sshd wants a path that belongs to root all the way, which /tmp does not.
         self.home = Path(tempfile.mkdtemp(prefix="kakehashi-test-", dir="/srv"))
         self.home.chmod(0o755)
@@ -261,6 +269,7 @@ class RealStore:
         self.config_path = self.home / "kakehashi.toml"
         self.limits = {"lease_minutes": lease_minutes, **limits}
         self.sites = sites
+        self.bind, self.further = bind, further
         self.projects = {"lung": "2099-12-31", "brain": "2099-12-31", "old": "2020-01-01"}
         self.process: subprocess.Popen[bytes] | None = None
         self._write_config()
@@ -303,7 +312,8 @@ class RealStore:
             root = "{self.home}/store"
             address = "127.0.0.1"
             port = {self.sshd_port}
-            bind = "127.0.0.1"
+            bind = "{self.bind}"
+            further_addresses = {json.dumps(self.further)}
             bind_port = {self.sshd_port}
             authority_port = {self.http_port}
             account_prefix = "{self.prefix}"

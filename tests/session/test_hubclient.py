@@ -35,6 +35,7 @@ GRANT: dict[str, Any] = {
     "certificate": f"{keys.CERTIFICATE_ALGORITHM} {base64.b64encode(BLOB).decode()}",
     "store": {
         "address": "store.example",
+        "further_addresses": ["10.1.0.1"],
         "port": 22,
         "host_ca": "ssh-ed25519 AAAA",
         "view_account": "kv-lung",
@@ -57,6 +58,7 @@ def changed(*path: str, to: object) -> dict[str, Any]:
 def test_a_good_grant_is_taken() -> None:
     grant = Grant.parse(GRANT, SESSION, KEY.public)
     assert (grant.view_account, grant.work_account, grant.port) == ("kv-lung", "kw-lung", 22)
+    assert grant.further_addresses == ("10.1.0.1",)
     assert grant.expires_at.tzinfo is not None
 
 
@@ -84,6 +86,9 @@ def test_a_store_that_replaces_its_host_ca_may_name_two() -> None:
         changed("store", "address", to="-oProxyCommand=sh"),
         changed("store", "address", to="a b"),
         changed("store", "address", to="a\nb"),
+        changed("store", "further_addresses", to=["10.1.0.1", "-oProxyCommand=sh"]),
+        changed("store", "further_addresses", to="10.1.0.1"),
+        changed("store", "further_addresses", to=[7]),
         changed("store", "port", to=0),
         changed("store", "port", to="22"),
         changed("store", "host_ca", to="ssh-ed25519 AAAA\n* ssh-rsa BBBB"),

@@ -101,7 +101,7 @@ class Programs:
     library: Path
     complaints: int
 
-    def ssh(self, grant: Grant, account: str, stdio: int) -> int:
+    def ssh(self, grant: Grant, account: str, address: str, stdio: int) -> int:
         """Start one SFTP channel to an account, and return the process id.
 
         Parameters
@@ -109,13 +109,15 @@ class Programs:
         grant : Grant
         account : str
             One of the grant's accounts at the store.
+        address : str
+            One of the grant's addresses of the store.
         stdio : int
             A connected socket; it becomes the channel's standard input and output.
         """
         argv = [
             *self._ssh_command(grant),
             "-s",
-            f"{account}@{grant.address}",
+            f"{account}@{address}",
             "sftp",
         ]
         return self._start(argv, stdio, {_FOLDER: self.folder})
@@ -189,6 +191,8 @@ class Programs:
             "ForwardAgent": "no",
             "ForwardX11": "no",
             "GlobalKnownHostsFile": "/dev/null",
+            # At each of its addresses the store shows one certificate, which names the first.
+            "HostKeyAlias": grant.address,
             "IdentitiesOnly": "yes",
             "IdentityAgent": "agent",
             "IdentityFile": "id.pub",

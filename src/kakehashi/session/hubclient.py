@@ -56,6 +56,7 @@ class Grant:
     ends_at: datetime
     certificate: str
     address: str
+    further_addresses: tuple[str, ...]
     port: int
     host_ca: str
     view_account: str
@@ -113,9 +114,11 @@ class Grant:
     @classmethod
     def _read(cls, value: Any) -> Self:
         store, manifest = value["store"], value["manifest"]
-        port = store["port"]
+        port, further = store["port"], store["further_addresses"]
         if type(port) is not int or not 1 <= port <= 65535:
             raise ValueError("store.port")
+        if not isinstance(further, list):
+            raise TypeError("store.further_addresses")
         issued_at = parse_time(value["issued_at"])
         expires_at = parse_time(value["expires_at"])
         if expires_at <= issued_at:
@@ -130,6 +133,9 @@ class Grant:
             ends_at=parse_time(value["ends_at"]),
             certificate=str(value["certificate"]),
             address=_matching(store["address"], _ADDRESS, "store.address"),
+            further_addresses=tuple(
+                _matching(one, _ADDRESS, "store.further_addresses") for one in further
+            ),
             port=port,
             host_ca=_matching(store["host_ca"], _KEY_LINES, "store.host_ca"),
             view_account=_matching(store["view_account"], _ACCOUNT, "store.view_account"),

@@ -29,6 +29,7 @@ from kakehashi.session import channels, keys, leave
 from kakehashi.session.agent import Agent, Conversation, Peer
 from kakehashi.session.hubclient import format_time
 from kakehashi.session.init import MESSAGE_LIMIT
+from kakehashi.session.lines import Lines
 from kakehashi.session.plan import STORE, WORK, Places
 from kakehashi.session.processes import descendants, descends
 from kakehashi.session.watch import News, Renewer
@@ -53,6 +54,8 @@ STORE_CHANNELS = 32
 FIRST_TIMES = 4
 WORK_CHANNELS = 16
 VIEW_CHANNELS = 16
+# The exit status by which ssh says that it was not the other side's program that failed.
+SSH_FAILED = 255
 REPORT_TRIES = 3
 _SIGNALS = (signal.SIGTERM, signal.SIGXCPU, signal.SIGHUP, signal.SIGINT)
 _DEAD_MOUNT = frozenset({os.strerror(errno.ENOTCONN), os.strerror(errno.ECONNABORTED)})
@@ -125,6 +128,7 @@ class Keeper:
             self._is_ours,
         )
         self._channels: dict[int, tuple[str, int]] = {}
+        self._lines = Lines([self._grant.address, *self._grant.further_addresses])
         self._mounters: dict[int, str] = {}
         self._started = 0
         self._seen: dict[str, float] = {}
@@ -396,6 +400,7 @@ class Keeper:
             if pid == 0:
                 return
             self._channels.pop(pid, None)
+            self._lines.ended(pid, failed=os.waitstatus_to_exitcode(status) == SSH_FAILED)
             if pid == self._warden.pid:
                 self._warden_gone = True
                 self._end("the session's warden was killed", status=1)
@@ -465,7 +470,9 @@ class Keeper:
         if self._ending is not None or len(users) >= limit:
             return False
         try:
-            pid = self._programs.ssh(self._grant, account, stdio)
+            address = self._lines.choose()
+            pid = self._programs.ssh(self._grant, account, address, stdio)
+            self._lines.opened(pid, address)
             self._channels[pid] = (kind, client)
         except SessionError as error:
             self._said.append(str(error))

@@ -718,6 +718,7 @@ class Authority:
             "store": {
                 "address": self._store.address,
                 "port": self._store.port,
+                "further_addresses": list(self._store.further_addresses),
                 "host_ca": "\n".join(self._keys.trusted("host-ca")),
                 "view_account": session.view_account,
                 "work_account": session.work_account,
