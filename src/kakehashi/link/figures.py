@@ -39,6 +39,28 @@ class Second:
 
 
 @dataclass(frozen=True, slots=True)
+class Pulse:
+    """How a reader is just now, for who looks again and again.
+
+    Attributes
+    ----------
+    seconds : tuple of Second
+        What was done since the time asked for, with the second that is not over yet.
+    asked : bool
+        Whether bytes are asked for that have not come.
+    rtt_s : float
+        Shortest round trip of the channels, as each was last opened; 0 if none is known.
+    closed : bool
+        Whether nothing more will be done.
+    """
+
+    seconds: tuple[Second, ...]
+    asked: bool
+    rtt_s: float
+    closed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaStats:
     """What one of the endpoints of the store did.
 
@@ -164,6 +186,16 @@ class Ledger:
         self._turn()
         return tuple(self._seconds)
 
+    def since(self, at: int) -> tuple[Second, ...]:
+        """Return the seconds from this one on, oldest first, with the one that is not over."""
+        self._turn()
+        found = [self._running()]
+        for second in reversed(self._seconds):
+            if second.at < at:
+                break
+            found.append(second)
+        return tuple(reversed(found))
+
     def rates(self) -> tuple[float, float]:
         """Return the bytes a second of the last few whole seconds, and since the beginning."""
         self._turn()
@@ -183,15 +215,16 @@ class Ledger:
             return
         new = (self.bytes, self.rereads, self.reconnects, self.waited_s)
         if new != self._open:
-            old = self._open
-            self._seconds.append(
-                Second(
-                    at=self._at,
-                    bytes=new[0] - old[0],
-                    rereads=new[1] - old[1],
-                    reconnects=new[2] - old[2],
-                    waited_s=new[3] - old[3],
-                    channels=self._channels,
-                )
-            )
+            self._seconds.append(self._running())
         self._at, self._open = at, new
+
+    def _running(self) -> Second:
+        old = self._open
+        return Second(
+            at=self._at,
+            bytes=self.bytes - old[0],
+            rereads=self.rereads - old[1],
+            reconnects=self.reconnects - old[2],
+            waited_s=self.waited_s - old[3],
+            channels=self._channels,
+        )

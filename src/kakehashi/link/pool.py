@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import random
 import select
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from kakehashi.errors import BlockMismatchError, LinkClosedError, LinkError
 from kakehashi.link import pace
-from kakehashi.link.figures import Ledger, ReplicaStats, Second, Stats
+from kakehashi.link.figures import Ledger, Pulse, ReplicaStats, Second, Stats
 from kakehashi.link.sftp import (
     PATIENCE_S,
     STATUS_EOF,
@@ -294,6 +295,20 @@ class Pool:
         with self._lock:
             return self._ledger.history()
 
+    def pulse(self, since: int) -> Pulse:
+        """Return how things are, and what was done from this second on."""
+        with self._lock:
+            taken = (piece for channel in self._channels for piece in channel.taken)
+            wanted = itertools.chain(taken, self._urgent, self._ahead)
+            # Also of those that were just closed: what was short is known after it.
+            rtts = (one.rtt_s for one in self._channels if one.rtt_s is not None)
+            return Pulse(
+                seconds=self._ledger.since(since),
+                asked=any(not piece.done for piece in wanted),
+                rtt_s=min(rtts, default=0.0),
+                closed=self._closed is not None,
+            )
+
     def close(self, reason: str = "the link was closed") -> None:
         """End every channel; what is unfinished is settled with ``LinkClosedError``."""
         self._shut(reason)
@@ -393,6 +408,9 @@ class Pool:
 
     def _lost(self, channel: _Channel, exchange: _Exchange | None) -> None:
         with self._lock:
+            if self._closed is not None:
+                # It was ended, not lost.
+                return
             peers = sum(
                 one.connected and one.replica is channel.replica
                 for one in self._channels

@@ -18,6 +18,7 @@ import numpy as np
 
 from kakehashi.errors import LinkClosedError, SessionError, StoreError
 from kakehashi.imaging.ozip import Pack, open_pack
+from kakehashi.link import recorder
 from kakehashi.link.manifest import Connect, Entry, Manifest, NotInManifestError
 from kakehashi.link.pinned import HeldFile
 from kakehashi.link.reader import Reader, Stats
@@ -331,6 +332,7 @@ class Store:
         if manifest is None:
             manifest = Manifest.fetch(connects, reference.path, reference.sha256)
         self.reader = Reader(connects, manifest, manifest_path=reference.path)
+        recorder.of(self.session).watch(self.reader._pool.pulse)
 
     def __repr__(self) -> str:
         count = len(self.reader.manifest.files)
