@@ -22,6 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
 from kakehashi.errors import LinkClosedError, StoreError
+from kakehashi.link import recorder
 from kakehashi.link.maintenance import Maintenance, Position, holds_all, turned
 from kakehashi.link.order import Order, Turned, share
 from kakehashi.link.processstore import ProcessStore, naming
@@ -565,7 +566,7 @@ class SeriesLoader:
         try:
             # Asked after it was started: what is closed later than this finds it and stops it.
             self._refuse_closed(closings)
-            with self._behind_what_is_held(started):
+            with recorder.step(self.dataset._stores.session), self._behind_what_is_held(started):
                 batch, worker, stats = next(running)
         except BaseException:
             # Its place in the order is lost; the next attempt begins there anew.
