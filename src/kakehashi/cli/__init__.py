@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from kakehashi import __version__
-from kakehashi.cli import audit, node, receipt, rights, service, store, verify
+from kakehashi.cli import audit, bench, node, receipt, rights, service, store, verify
 from kakehashi.errors import KakehashiError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.add_typer(store.app, name="store")
 app.add_typer(audit.app, name="audit")
 app.add_typer(receipt.app, name="receipt")
 app.add_typer(node.app, name="node")
+app.add_typer(bench.app, name="bench")
 app.command("verify-site")(verify.verify_site)
 
 

@@ -98,7 +98,14 @@ class RemoteHost:
         return done.stdout
 
 
-def _load(path: Path, site: str, profile: Path | None) -> Deployment:
+def load_plan(path: Path, site: str, profile: Path | None = None) -> Deployment:
+    """Return the deployment that a plan describes.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read, or breaks a rule.
+    """
     from kakehashi.verify.canary import Deployment  # noqa: PLC0415 - as above
     from kakehashi.verify.profile import PersonsBrowser  # noqa: PLC0415 - as above
     from kakehashi.verify.visitor import Visitor  # noqa: PLC0415 - as above
@@ -122,7 +129,14 @@ def _load(path: Path, site: str, profile: Path | None) -> Deployment:
     )
 
 
-def _lab(site: str) -> Deployment:
+def lab_deployment(site: str) -> Deployment:
+    """Return the running lab of the repository.
+
+    Raises
+    ------
+    ConfigError
+        There is none.
+    """
     root = Path(__file__).resolve().parents[3]
     if not (root / "tests" / "lab").is_dir():
         raise ConfigError("--lab needs the repository, with its folder tests/lab")
@@ -168,7 +182,7 @@ def verify_site(
         raise typer.BadParameter("say either --lab or --plan FILE")
     if profile is not None and (lab or self_test):
         raise typer.BadParameter("--profile goes with --plan, and not with --self-test")
-    deployment = _lab(site) if plan is None else _load(plan, site, profile)
+    deployment = lab_deployment(site) if plan is None else load_plan(plan, site, profile)
     report = self_test_of(deployment) if self_test else Canary(deployment, end).run()
     if as_json:
         typer.echo(json.dumps(report, ensure_ascii=False))
