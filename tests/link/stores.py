@@ -175,6 +175,8 @@ class Broker:
         self.connections = 0
         self._command = list(command)
         self._processes: list[subprocess.Popen[bytes]] = []
+        # A signal is for every server that was begun before it.
+        self._lock = threading.Lock()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
         self._listener.listen()
@@ -185,7 +187,7 @@ class Broker:
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = self._listener.accept()
-                with connection:
+                with connection, self._lock:
                     self.connections += 1
                     self._processes.append(
                         subprocess.Popen(
@@ -197,8 +199,9 @@ class Broker:
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to every server that runs now; SIGKILL is what a cut connection does."""
-        for process in self._processes:
-            process.send_signal(number)
+        with self._lock:
+            for process in self._processes:
+                process.send_signal(number)
 
     def close(self) -> None:
         self.path.unlink(missing_ok=True)

@@ -2,7 +2,8 @@
 
 The Python face is :class:`Store`, the other the read-only view (:mod:`kakehashi.link.view`).
 :class:`WorkFolder` is the project's work folder. :class:`SeriesDataset` and :class:`SeriesLoader`
-feed torch and MONAI; :func:`save`, :class:`Saver` and :func:`load` are for checkpoints.
+feed torch and MONAI, and :func:`plan` and :func:`pin` let them go on while the store is shut;
+:func:`save`, :class:`Saver` and :func:`load` are for checkpoints.
 Names are loaded when they are first asked for: the view's process and the hub's side of things
 must not import numpy or torch only because they live in the same package.
 """
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kakehashi.link.checkpoint import DamagedError, Saved, Saver, Saving, load, save
     from kakehashi.link.dataset import SeriesDataset, SeriesLoader
+    from kakehashi.link.maintenance import Estimate, Maintenance, Position, pin, plan, position_at
     from kakehashi.link.manifest import Manifest
+    from kakehashi.link.pinned import PinProgress, Pins
     from kakehashi.link.reader import Reader
     from kakehashi.link.ring import Ring
     from kakehashi.link.session import Lease, Session
@@ -25,8 +28,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DamagedError",
+    "Estimate",
     "Lease",
+    "Maintenance",
     "Manifest",
+    "PinProgress",
+    "Pins",
+    "Position",
     "Reader",
     "Ring",
     "Saved",
@@ -40,13 +48,21 @@ __all__ = [
     "WorkFolder",
     "ZarrStore",
     "load",
+    "pin",
+    "plan",
+    "position_at",
     "save",
 ]
 
 _HOME = {
     "DamagedError": "checkpoint",
+    "Estimate": "maintenance",
     "Lease": "session",
+    "Maintenance": "maintenance",
     "Manifest": "manifest",
+    "PinProgress": "pinned",
+    "Pins": "pinned",
+    "Position": "maintenance",
     "Reader": "reader",
     "Ring": "ring",
     "Saved": "checkpoint",
@@ -60,6 +76,9 @@ _HOME = {
     "WorkFolder": "work",
     "ZarrStore": "zarrstore",
     "load": "checkpoint",
+    "pin": "maintenance",
+    "plan": "maintenance",
+    "position_at": "maintenance",
     "save": "checkpoint",
 }
 

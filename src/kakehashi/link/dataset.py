@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from kakehashi.errors import LinkClosedError, StoreError
 from kakehashi.link import recorder
-from kakehashi.link.maintenance import Maintenance, Position, holds_all, turned
+from kakehashi.link.maintenance import Maintenance, Position, holds_all, refuse, turned
 from kakehashi.link.order import Order, Turned, share
 from kakehashi.link.processstore import ProcessStore, naming
 from kakehashi.link.ring import Ring, RingStats, Stream
@@ -385,6 +385,11 @@ class SeriesLoader:
             return Position(self._epoch + 1, 0)
         return Position(self._epoch, self._done)
 
+    @property
+    def announced(self) -> tuple[Maintenance, ...]:
+        """What was announced and is not over; a state brings it along."""
+        return tuple(one for one in self._announced if one.epoch >= self.position.epoch)
+
     def order(self, epoch: int, *, before: Position | None = None) -> Turned:
         """Return an epoch's order, with what was announced for it.
 
@@ -415,18 +420,12 @@ class SeriesLoader:
         ------
         ValueError
             It begins too early, its series are not the dataset's, or pinning is not finished.
+        LinkClosedError
+            What was pinned is dropped.
         """
         known = maintenance in self._announced
         if not known:
-            last = max((one.start for one in self._announced), default=Position(0, 0))
-            least = max(self.position, last)
-            if maintenance.start < least or maintenance.sample >= len(self.dataset):
-                raise ValueError(
-                    f"the maintenance begins at {tuple(maintenance.start)}; it can begin from "
-                    f"{tuple(least)} on, at samples 0 to {len(self.dataset) - 1} of an epoch"
-                )
-            if unknown := set(maintenance.uids).difference(self.dataset.uids):
-                raise ValueError(f"the dataset has no series {min(unknown)!r}")
+            refuse(self, maintenance)
         if pins is not None and not pins.wait(0):
             raise ValueError(f"not all is pinned yet ({pins.progress()}); pins.wait() waits for it")
         self._stop()

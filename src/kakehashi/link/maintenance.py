@@ -159,7 +159,7 @@ class Estimate:
     limit_bytes, bytes : int
         Bound of this rank's memory, and what it will hold.
     series, all_series : int
-        Series that are pinned by all ranks together, and that are wanted.
+        Series that are pinned by all ranks together, and those of the dataset.
     pinned_bytes, all_bytes : int
         Their packed sizes.
     samples : int or None
@@ -254,17 +254,12 @@ def plan(
     Raises
     ------
     ValueError
-        The position lies behind the loop, or is not in the epoch.
+        The position lies behind the loop or what was announced, or is not in the epoch; or the
+        dataset lacks one of the series.
     """
     dataset = loader.dataset
-    if start < loader.position or not 0 <= start.sample < len(dataset):
-        raise ValueError(
-            f"a maintenance can begin from {tuple(loader.position)} on, at samples 0 to "
-            f"{len(dataset) - 1} of an epoch; got {tuple(start)}"
-        )
     wanted = set(dataset.uids) if uids is None else set(uids)
-    if unknown := wanted.difference(dataset.uids):
-        raise ValueError(f"the dataset has no series {min(unknown)!r}")
+    refuse(loader, Maintenance(*start, tuple(wanted)))
     sizes = _sizes(loader)
     rest = _Rest(loader, start)
     chosen = [uid for uid in dict.fromkeys(dataset.uids) if uid in wanted]
@@ -277,9 +272,9 @@ def plan(
         limit_bytes=limit_bytes,
         bytes=sum(sizes[uid] for uid in rest.share(chosen, loader.rank)),
         series=len(chosen),
-        all_series=len(wanted),
+        all_series=len(sizes),
         pinned_bytes=sum(sizes[uid] for uid in chosen),
-        all_bytes=sum(sizes[uid] for uid in wanted),
+        all_bytes=sum(sizes.values()),
         samples=None if everything else len(rest.held(chosen)),
         rate=loader.stats().rate if rate is None else rate,
         window_s=window_s,
@@ -310,10 +305,12 @@ def pin(
     Raises
     ------
     ValueError
-        It is more than the bound; nothing is fetched.
+        It is more than the bound, or could not be announced; nothing is fetched.
     SessionError
         The session has no lease.
     """
+    if maintenance not in loader.announced:
+        refuse(loader, maintenance)
     sizes = _sizes(loader)
     uids = _Rest(loader, maintenance.start).share(maintenance.uids, loader.rank)
     total = sum(sizes[uid] for uid in uids)
@@ -323,6 +320,30 @@ def pin(
             f"({_gb(limit_bytes)}); plan() chooses what fits"
         )
     return Pins(loader.dataset._stores, uids, progress=progress)
+
+
+def refuse(loader: SeriesLoader, maintenance: Maintenance) -> None:
+    """Raise what a new maintenance is refused for.
+
+    Raises
+    ------
+    ValueError
+        It begins where the loop or what was announced has passed, or its series are not there.
+    """
+    count = len(loader.dataset)
+    least = loader.position
+    for one in loader.announced:
+        # Of two from the same position on it could not be told later which turned which.
+        least = max(least, Position(one.epoch, one.sample + 1))
+    if least.sample >= count:
+        least = Position(least.epoch + 1, 0)
+    if maintenance.start < least or not 0 <= maintenance.sample < count:
+        raise ValueError(
+            f"a maintenance can begin from {tuple(least)} on, at samples 0 to {count - 1} of an "
+            f"epoch; got {tuple(maintenance.start)}"
+        )
+    if unknown := set(maintenance.uids).difference(loader.dataset.uids):
+        raise ValueError(f"the dataset has no series {min(unknown)!r}")
 
 
 class _Rest:
@@ -339,7 +360,7 @@ class _Rest:
         ]
         # Ranks take positions in turn, from where they stood when they began with the epoch.
         epoch, done = loader.position
-        self._first = (done if epoch == start.epoch else 0) - start.sample
+        self._passed = (done if epoch == start.epoch else 0) - start.sample
 
     def held(self, chosen: Collection[str]) -> list[str]:
         """Return the series of the samples that are held, in their order."""
@@ -351,7 +372,11 @@ class _Rest:
         if set(chosen).issuperset(self._uids):
             return list(dict.fromkeys([*self._rest, *self._uids]))
         held = self.held(chosen)
-        return list(dict.fromkeys(held[(self._first + rank) % self._world :: self._world]))
+        # What a training has behind it when it is resumed in the middle is not needed any more.
+        first = self._passed + rank
+        return list(
+            dict.fromkeys(held[first if self._passed > 0 else first % self._world :: self._world])
+        )
 
     def fitting(self, wanted: Collection[str], sizes: Mapping[str, int], limit: int) -> list[str]:
         """Return as many series, in their order, as every rank has room for."""

@@ -51,8 +51,9 @@ class Held:
         if fd is None:
             fd = os.memfd_create("kakehashi-pinned", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self._fd = fd
-        # Not closed before the last user has gone: its number would mean another file.
-        weakref.finalize(self, os.close, fd)
+        # Not closed before the last user has gone: its number would mean another file. At the
+        # interpreter's end threads may still read.
+        weakref.finalize(self, os.close, fd).atexit = False
 
     def __reduce__(self) -> Any:
         return _rebuilt, (self.places, DupFd(self._fd))
@@ -161,7 +162,7 @@ class Pins:
 
     It is dropped by :meth:`unpin`, at the end of the last process that has it, and when the
     session's lease says that the session is ending (or says nothing any more), as it does when
-    the authority was not reached for ``offline_max``.
+    the portal was not reached for the site's ``offline_max_hours``.
 
     Parameters
     ----------
@@ -199,10 +200,9 @@ class Pins:
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pin", daemon=True)
         self._thread.start()
-        watch = threading.Thread(
-            target=_watch, args=(weakref.ref(self), stores.session), name="pins", daemon=True
-        )
-        watch.start()
+        # It is not this object that keeps the memory, but whoever reads from it.
+        watched = weakref.ref(self), weakref.ref(self.held), stores.session
+        threading.Thread(target=_watch, args=watched, name="pins", daemon=True).start()
 
     def __repr__(self) -> str:
         return f"<Pins, {self.progress()}>"
@@ -247,11 +247,14 @@ class Pins:
             self._pin()
         except Exception as error:  # raised in wait()
             with self._lock:
-                if self._state == "pinning":
+                if self._state != "dropped":
                     self._error, self._state = error, "failed"
             self.unpin()
 
     def _pin(self) -> None:
+        with self._lock:
+            # A rank may have nothing to hold.
+            self._hold_if_whole()
         reader = self._stores.get().reader
         paths = (f"series/{uid}.ozx" for uid in self.held.places)
         with closing(reader.read_many(paths, ahead_bytes=_AHEAD_BYTES)) as ranges:
@@ -268,30 +271,43 @@ class Pins:
                     self.held.fill(uid, data)
                     self._series += 1
                     self._bytes += len(data)
-                    if self._series == len(self.held.places):
-                        self.held.seal()
-                        self._state = "held"
+                    self._hold_if_whole()
                 if self._tell is not None:
                     self._tell(self.progress())
 
+    def _hold_if_whole(self) -> None:
+        if self._state == "pinning" and self._series == len(self.held.places):
+            self.held.seal()
+            self._state = "held"
 
-def _watch(ref: weakref.ref[Pins], session: Session) -> None:
+
+def _watch(pinned: weakref.ref[Pins], memory: weakref.ref[Held], session: Session) -> None:
     """Drop what is pinned when the session no longer has the right to it."""
     pause = threading.Event()
-    while True:
-        pins = ref()
-        if pins is None or pins.progress().state in ("dropped", "failed"):
+    while memory() is not None:
+        pins = pinned()
+        if pins is not None and pins.progress().state in ("dropped", "failed"):
             return
         if _over(session):
-            pins.unpin()
+            held = memory()
+            if pins is not None:
+                pins.unpin()
+            elif held is not None:
+                held.drop()
             return
         del pins
         pause.wait(_WATCH_S)
 
 
 def _over(session: Session) -> bool:
+    """Tell whether a session has ended, or says nothing any more.
+
+    That a certificate has lapsed is none of it: a session lives on while it is offline, for as
+    long as its site allows. The wrapper knows how long that is, and then says that it is ending.
+    """
     try:
         lease = session.lease()
     except SessionError:
         return True
-    return lease.state == "ending" or dt.datetime.now(dt.UTC) >= lease.ends_at
+    over = lease.state == "ending" or dt.datetime.now(dt.UTC) >= lease.ends_at
+    return over or not session.source.exists()

@@ -124,6 +124,8 @@ class ProcessStore:
         if self._store is None:
             known = self._inherited.reader.manifest if self._inherited else self._manifest
             self._store = Store(self.session, manifest=known)
+            # What was closed can be opened anew while the store is shut.
+            self._manifest = self._store.reader.manifest
         return self._store
 
     def _forked(self) -> None:
