@@ -1,7 +1,7 @@
-"""The browser's side: cohort table, viewer, session clock.
+"""The browser's side: cohort table, viewer, session clock, traffic.
 
-In a notebook: ``from kakehashi_widgets import CohortTable, SliceViewer, SessionClock``. The
-package is also JupyterLab's server extension; neither side loads the other's imports.
+In a notebook: ``from kakehashi_widgets import CohortTable, SliceViewer, SessionClock, Traffic``.
+The package is also JupyterLab's server extension; neither side loads the other's imports.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jupyter_server.serverapp import ServerApp
 
-    from kakehashi_widgets.widgets import CohortTable, SessionClock, SliceViewer
+    from kakehashi_widgets.widgets import CohortTable, SessionClock, SliceViewer, Traffic
 
-__all__ = ["CohortTable", "SessionClock", "SliceViewer"]
+__all__ = ["CohortTable", "SessionClock", "SliceViewer", "Traffic"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ import asyncio
 import datetime as dt
 import gzip
 import json
+from dataclasses import asdict, astuple
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,6 +27,7 @@ from kakehashi.errors import (
 )
 from kakehashi.link import Session
 from kakehashi.link.manifest import NotInManifestError
+from kakehashi.link.traffic import TrafficLog
 from kakehashi_widgets.planes import OutOfRangeError, read_plane
 
 if TYPE_CHECKING:
@@ -203,6 +205,36 @@ class SessionHandler(_Handler):
                     "expires_at": lease.expires_at.isoformat(),
                     "message": lease.message,
                 },
+            }
+        )
+
+
+class TrafficHandler(_Handler):
+    """What the session's processes have read, by the second; no names, no images."""
+
+    # A picture that is left open is nobody at work.
+    _track_activity = False
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        """Answer the last ``seconds`` of the session's traffic, and the figures so far."""
+        try:
+            back = self.whole_number("seconds", self.get_query_argument("seconds", "3600"))
+        except _RefusalError as refusal:
+            self.refuse(refusal)
+            return
+        await self.answer(partial(self._read, back), "application/json")
+
+    def _read(self, back: int) -> bytes:
+        log = TrafficLog()
+        now = dt.datetime.now(dt.UTC).timestamp()
+        return _json(
+            {
+                "now": now,
+                "seconds": [astuple(one) for one in log.seconds(int(now) - back)],
+                "outages": [[one.begin, one.end] for one in log.outages()],
+                "summary": asdict(log.summary()),
             }
         )
 

@@ -12,7 +12,13 @@ from jupyter_server.utils import url_path_join
 
 from kakehashi_widgets.closed import ClosedHandler, NoFormatsHandler
 from kakehashi_widgets.examples import lay_for_session
-from kakehashi_widgets.handlers import CohortHandler, SeriesHandler, SessionHandler, SliceHandler
+from kakehashi_widgets.handlers import (
+    CohortHandler,
+    SeriesHandler,
+    SessionHandler,
+    SliceHandler,
+    TrafficHandler,
+)
 from kakehashi_widgets.shelf import Shelf
 from kakehashi_widgets.unkept import Unkept
 
@@ -25,6 +31,7 @@ _LAB_PLUGINS = Path(__file__).parent / "labextension"
 _ROUTES = [
     (r"kakehashi/cohort", CohortHandler),
     (r"kakehashi/session", SessionHandler),
+    (r"kakehashi/traffic", TrafficHandler),
     (rf"kakehashi/series/{_UID}", SeriesHandler),
     (rf"kakehashi/series/{_UID}/slice/([^/]+)/([^/]+)", SliceHandler),
     (r"api/nbconvert", NoFormatsHandler),

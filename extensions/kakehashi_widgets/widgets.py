@@ -14,6 +14,7 @@ from traitlets import validate
 
 if TYPE_CHECKING:
     from kakehashi.link import Series, Store
+    from kakehashi.link.traffic import TrafficLog
 
 _STATIC = Path(__file__).parent / "static"
 
@@ -148,3 +149,49 @@ class SessionClock(anywidget.AnyWidget):
 
     _esm = _built("clock.js")
     _css = _built("style.css")
+
+
+class Traffic(anywidget.AnyWidget):
+    """What this session reads from the store, live, with the steps of its training loops.
+
+    All processes of the session that read through Kakehashi's Python interface are in it: every
+    notebook, workers of a loader too. What programs read under the mounted view is not. The
+    figures come to the browser from the session's server, so they go on while a cell runs, and
+    nothing of them is saved with the notebook; :meth:`save_png` keeps a picture.
+
+    Parameters
+    ----------
+    minutes : int
+        How far back it shows, 1 to 60; may be set.
+
+    Examples
+    --------
+    >>> traffic = Traffic()  # doctest: +SKIP
+    >>> traffic  # doctest: +SKIP
+    >>> traffic.save_png("traffic.png")  # doctest: +SKIP
+    """
+
+    _esm = _built("traffic.js")
+    _css = _built("style.css")
+
+    minutes = traitlets.Int(5, min=1, max=60).tag(sync=True)
+
+    def __init__(self, minutes: int = 5, **settings: Any) -> None:
+        super().__init__(minutes=minutes, **settings)
+
+    @property
+    def log(self) -> TrafficLog:
+        """The figures themselves; shown in a notebook it is a table of the site."""
+        from kakehashi.link.traffic import TrafficLog  # noqa: PLC0415 - only where it is asked for
+
+        return TrafficLog()
+
+    def save_png(self, path: Path | str) -> None:
+        """Write the session's traffic as a picture for a paper.
+
+        Raises
+        ------
+        SessionError
+            This is not inside a session.
+        """
+        self.log.save_png(path)

@@ -190,6 +190,7 @@ def inside(session: SessionFolder, command: Sequence[str]) -> list[str]:
 def environment(home: Path) -> dict[str, str]:
     """Return an environment in which Jupyter keeps everything in a folder of the test."""
     home.mkdir(exist_ok=True)
+    (home / "run").mkdir(mode=0o700, exist_ok=True)
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "TZ") if name in os.environ}
     return kept | {
         "HOME": str(home),
@@ -199,6 +200,7 @@ def environment(home: Path) -> dict[str, str]:
         "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
         "IPYTHONDIR": str(home / "ipython"),
+        "XDG_RUNTIME_DIR": str(home / "run"),
         "MPLCONFIGDIR": str(home / "matplotlib"),
         "XDG_CACHE_HOME": str(home / "cache"),
     }

@@ -18,7 +18,7 @@ const common = {
 
 await build({
   ...common,
-  entryPoints: ["cohort", "viewer", "clock"].map((name) => join(here, "src", `${name}.ts`)),
+  entryPoints: ["cohort", "viewer", "clock", "traffic"].map((name) => join(here, "src", `${name}.ts`)),
   format: "esm",
   outdir: join(here, "..", "static"),
 });

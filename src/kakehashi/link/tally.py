@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -27,7 +29,15 @@ SECOND, MINUTE = 1, 60
 _RINGS = ((SECOND, 3600), (MINUTE, 7 * 24 * 60))
 # In the machine's own order, so that each number is written at once: others read meanwhile.
 _SLOT = struct.Struct("@QQIIIIffffQ")
-_AT = struct.Struct("@Q")
+_FIELDS = np.dtype(
+    [
+        ("at", "u8"),
+        ("bytes", "u8"),
+        *((name, "u4") for name in ("rereads", "reconnects", "steps", "channels")),
+        *((name, "f4") for name in ("asked_s", "stalled_s", "waited_s", "rtt_s")),
+        ("again", "u8"),
+    ]
+)
 _HEAD = b"kakehashi traffic 1".ljust(64)
 _SIZE = len(_HEAD) + _SLOT.size * sum(count for _, count in _RINGS)
 _FOLDER = "kakehashi-traffic"
@@ -160,11 +170,9 @@ class Tally:
     def read(self, step: int, since: int = 0) -> Iterator[Moment]:
         """Return the moments of one ring from some time on, in no order."""
         start, count = _ring(step)
-        for slot in range(count):
-            place = start + slot * _SLOT.size
-            if _AT.unpack_from(self._memory, place)[0] < max(since, 1):
-                continue
-            *fields, again = _SLOT.unpack_from(self._memory, place)
+        # A copy, so that nothing keeps the memory mapped.
+        ring = np.frombuffer(self._memory[start : start + count * _SLOT.size], _FIELDS)
+        for *fields, again in ring[ring["at"] >= max(since, 1)].tolist():
             # Otherwise it is being written just now: what is in it comes with the next look.
             if fields[0] == again:
                 yield Moment(*fields)

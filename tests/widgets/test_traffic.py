@@ -1,0 +1,245 @@
+"""The traffic widget in a real JupyterLab: what it draws is read back and compared."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Locator
+
+from tests.lab.browser import chromium
+from tests.lab.hosts import wait_for
+from tests.widgets.browser import Notebook, opened
+from tests.widgets.conftest import Shore
+from tests.widgets.lab import Lab
+
+# Made-up seconds, as another process of the session would have written them: 80 MB/s, a cut of
+# ten seconds a minute ago, then 40 MB/s.
+FILL = """
+import os, time
+from pathlib import Path
+from kakehashi.link import Session, tally
+from kakehashi.link.tally import Moment
+session = Session.current()
+made = tally.begin(tally.shared_folder(session.session))
+START = int(time.time()) - 100
+for number in range(95):
+    cut = 30 <= number < 40
+    made.add(Moment(
+        START + number, bytes=0 if cut else 80_000_000 if number < 30 else 40_000_000,
+        steps=0 if cut else 4, channels=6, asked_s=1, stalled_s=float(cut),
+        waited_s=1.0 if cut else 0.1, reconnects=6 if number == 40 else 0, rtt_s=0.0102))
+"""
+CLEAR = """
+import shutil
+from kakehashi.link import Session, tally
+shutil.rmtree(tally.shared_folder(Session.current().session), ignore_errors=True)
+"""
+SHOW = "from kakehashi_widgets import Traffic\ntraffic = Traffic(); traffic"
+Open = Callable[..., Notebook]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if not Path("/usr/bin/chromium").exists():
+        pytest.skip("no /usr/bin/chromium here")
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def notebook(browser: Browser, lab: Lab, request: pytest.FixtureRequest) -> Iterator[Open]:
+    with ExitStack() as stack:
+        made: list[Notebook] = []
+
+        def open_notebook(*cells: str, theme: str = "", **context: str) -> Notebook:
+            name = re.sub(r"\W", "-", request.node.name)
+            one = stack.enter_context(opened(browser, lab, name, [CLEAR, *cells], **context))
+            made.append(one)
+            if theme:
+                one.page.evaluate(
+                    "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", theme
+                )
+            one.run_all()
+            return one
+
+        yield open_notebook
+        for one in made:
+            if shots := os.environ.get("KAKEHASHI_SHOTS"):
+                name = re.sub(r"\W", "-", request.node.name)
+                if one.page.locator(".kkh-traffic").count():
+                    one.page.locator(".kkh-traffic").first.screenshot(path=f"{shots}/{name}.png")
+            assert not one.outside, "requests left the server's origin"
+            assert not one.errors, "errors in the page"
+
+
+def view(book: Notebook) -> Locator:
+    root = book.page.locator(".kkh-traffic")
+    book.wait_state(root, state="ready")
+    root.scroll_into_view_if_needed()
+    return root
+
+
+def figure(root: Locator, name: str) -> str:
+    return root.locator(f"[data-figure={name}]").inner_text()
+
+
+def drawn(root: Locator, plot: str) -> dict[int, float]:
+    """The values of a plot's seconds, from the end backwards, as its pixels and axis give them."""
+    group = root.locator(f".kkh-plot-{plot}")
+    path = group.locator("path").first.get_attribute("d") or ""
+    points = [(float(x), float(y)) for x, y in re.findall(r"[ML]([\d.]+) ([\d.]+)", path)]
+    marks = [
+        (float(mark.get_attribute("data-value") or "nan"), float(mark.get_attribute("y") or "nan"))
+        for mark in group.locator(".kkh-tick").all()
+    ]
+    (low, low_y), (high, high_y) = marks[0], marks[-1]
+    rule = group.locator(".kkh-rule").first
+    left, right = (float(rule.get_attribute(name) or "nan") for name in ("x1", "x2"))
+    second = (right - left) / 300
+    values: dict[int, float] = {}
+    for (x, y), (to, same) in itertools.pairwise(points):
+        if y == same and abs(to - x - second) < second / 10:
+            # The axis' text stands 4 pixels below its line.
+            value = low + (y + 4 - low_y) / (high_y - low_y) * (high - low)
+            values[round((right - x) / second)] = value
+    return values
+
+
+def test_what_is_drawn_is_what_was_read(notebook: Open) -> None:
+    book = notebook(FILL, SHOW)
+    root = view(book)
+    assert figure(root, "best") == "80 MB/s"
+    assert figure(root, "mean") == "48.4 MB/s"
+    assert figure(root, "read") == "4.6 GB"
+    assert figure(root, "rtt") == "10.2 ms"
+    assert figure(root, "steps") == "340"
+    assert figure(root, "outages") == "1 (10 s)"
+    assert figure(root, "lost") == "6"
+    end, start = int(root.get_attribute("data-end") or 0), book.kernel("START")
+    values = drawn(root, "rate")
+    expected = {end - start - n: (80.0 if n < 30 else 40.0) for n in range(95)} | {
+        end - start - n: 0.0 for n in range(30, 40)
+    }
+    seen = {at: round(value, 3) for at, value in values.items() if at in expected}
+    assert seen == expected
+    assert {round(v, 2) for v in drawn(root, "steps").values()} >= {0.0, 4.0}
+    assert {round(v, 1) for v in drawn(root, "wait").values()} >= {10.0, 100.0}
+    cut = root.locator(".kkh-outage")
+    assert cut.get_attribute("data-seconds") == "10"
+    assert root.locator(".kkh-lost").count() == 1
+    assert root.locator(".kkh-plot-rate .kkh-unit").inner_html() == "MB/s"
+
+
+def test_it_moves_while_a_cell_runs(notebook: Open, shore: Shore) -> None:
+    book = notebook(
+        SHOW,
+        "from kakehashi import Store\n"
+        f"store = Store(); series = store.series({shore.ct!r})\n"
+        "import threading; gate = threading.Event()",
+    )
+    root = view(book)
+    assert figure(root, "read") == "0 MB"
+    # The kernel is busy from here on, and could not answer a comm of its own.
+    book.page.evaluate(
+        """() => {
+          const kernel = jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+          kernel.requestExecute({code: 'series.read_packed(); import time; time.sleep(6)'});
+        }"""
+    )
+    size = (shore.store.root / "series" / f"{shore.ct}.ozx").stat().st_size
+
+    def moved() -> bool:
+        value = float(figure(root, "read").split()[0].replace(",", ""))
+        return value >= round(size / 1e6, 1)
+
+    wait_for("the bytes in the widget", moved, seconds=30)
+    status = "() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.status"
+    assert book.page.evaluate(status) == "busy"
+
+
+def test_it_asks_once_a_second_and_not_after_it_was_closed(notebook: Open) -> None:
+    book = notebook(FILL, SHOW)
+    asked: list[float] = []
+    root = view(book)
+    book.page.on(
+        "request",
+        lambda request: asked.append(1) if "kakehashi/traffic" in request.url else None,
+    )
+    book.page.wait_for_timeout(4000)
+    assert 2 <= len(asked) <= 5
+    book.kernel("traffic.close()")
+    root.wait_for(state="detached")
+    asked.clear()
+    book.page.wait_for_timeout(2500)
+    assert asked == []
+
+
+def test_a_notebook_is_saved_without_the_figures(notebook: Open, lab: Lab) -> None:
+    book = notebook(FILL, SHOW)
+    view(book)
+    book.page.evaluate("async () => await jupyterapp.commands.execute('docmanager:save')")
+    saved = (lab.work / "test_a_notebook_is_saved_without_the_figures.ipynb").read_text()
+    assert "kkh-" not in saved
+    assert "80000000" not in saved.replace("80_000_000", "")
+    assert len(saved) < 20_000
+
+
+def test_the_time_shown_is_chosen_by_buttons_and_in_python(notebook: Open) -> None:
+    book = notebook(FILL, SHOW)
+    root = view(book)
+    root.get_by_role("button", name="15 min").click()
+    book.wait_kernel("traffic.minutes", lambda value: value == 15)
+    book.kernel("setattr(traffic, 'minutes', 1)")
+    pressed = root.locator("[aria-pressed=true]")
+    wait_for("the button", lambda: pressed.inner_text() == "1 min")
+
+
+def test_words_in_japanese(notebook: Open) -> None:
+    root = view(notebook(FILL, SHOW, locale="ja-JP"))
+    assert root.locator(".kkh-title").inner_text() == "ストアからの読み込み"
+    assert figure(root, "outages") == "1 回 (10 秒)"
+
+
+@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
+def test_both_themes_can_be_read(notebook: Open, theme: str) -> None:
+    root = view(notebook(FILL, SHOW, theme=theme))
+    ink, paper = (
+        sum(map(int, re.findall(r"\d+", root.evaluate(f"e => getComputedStyle(e).{name}"))[:3]))
+        for name in ("color", "backgroundColor")
+    )
+    assert (ink > paper) == (theme == "JupyterLab Dark")
+    text = root.locator(".kkh-tick").first.evaluate("e => getComputedStyle(e).fill")
+    assert abs(sum(map(int, re.findall(r"\d+", text)[:3])) - paper) > 200
+
+
+def test_the_picture_is_saved_where_it_is_asked_for(notebook: Open, lab: Lab) -> None:
+    notebook(FILL, SHOW, "traffic.save_png('alice/traffic.png')")
+    assert (lab.work / "alice" / "traffic.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("wrong", ["x", "-1", "1e3", "9999999999"])
+def test_a_strange_question_is_refused(lab: Lab, wrong: str) -> None:
+    assert lab.get(f"kakehashi/traffic?seconds={wrong}").status_code == 400
+    answer = lab.get("kakehashi/traffic?seconds=5")
+    assert answer.status_code == 200
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert lab.get("kakehashi/traffic", headers={"Authorization": ""}).status_code in (302, 403)
+
+
+def test_looking_is_not_being_active(lab: Lab) -> None:
+    def active() -> str:
+        return str(lab.get("api/status?no_track_activity=1").json()["last_activity"])
+
+    before = active()
+    for _ in range(3):
+        assert lab.get("kakehashi/traffic").ok
+    assert active() == before
+    # The control: another request of the extension is activity.
+    assert lab.get("kakehashi/session").ok
+    assert active() != before
