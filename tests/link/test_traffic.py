@@ -349,7 +349,7 @@ def test_the_picture_shows_the_values(made: Made, tmp_path: Path) -> None:
     assert bottom.get_ylabel() == "ms"
     assert middle.get_ylabel() == "batches/s"
     words = " ".join(text.get_text() for text in figure.texts)
-    for word in ("slurm", "5,600.0 MB", "46.7 MB/s", "80.0 MB/s", "1 outages (20 s)", "view"):
+    for word in ("slurm", "5.60 GB", "46.7 MB/s", "80.0 MB/s", "outages: 1 (20 s)", "view"):
         assert word in words + figure.get_suptitle() + figure.get_supxlabel()
 
 
@@ -387,7 +387,7 @@ def test_a_table_of_several_sites(made: Made, tmp_path: Path) -> None:
     assert "<far>" not in text
     assert "<td>&lt;far&gt;</td><td>1</td><td>50.0 ms</td>" in text
     assert "<td>slurm</td><td>2</td><td>10.2 ms</td>" in text
-    assert "<td>46.7 MB/s</td><td>80.0 MB/s</td><td>11,200.0 MB</td>" in text
+    assert "<td>46.7 MB/s</td><td>80.0 MB/s</td><td>11.20 GB</td>" in text
 
 
 def test_an_empty_log_can_be_drawn(cohort: Cohort, tmp_path: Path) -> None:

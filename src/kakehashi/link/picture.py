@@ -10,11 +10,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from kakehashi.link.tally import MINUTE, SECOND, Moment
-from kakehashi.link.traffic import MEGABYTE, OUTAGE_S, outages
+from kakehashi.link.traffic import MEGABYTE, OUTAGE_S, outages, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
@@ -56,7 +57,7 @@ def draw(log: TrafficLog) -> Figure:
     for axes in (top, middle, bottom):
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlim(0, edges[-1])
-        _legend(axes)
+    _legend(figure)
     bottom.set_xlabel(f"{unit} since {_time(begin)}")
     _words(figure, log, summary, step)
     return figure
@@ -90,11 +91,11 @@ def _rate(axes: Axes, dense: Sequence[Moment], edges: NDArray[np.float64], step:
 
 
 def _steps(axes: Axes, dense: Sequence[Moment], edges: NDArray[np.float64], step: int) -> None:
-    axes.stairs(
-        [one.steps / step for one in dense], edges, color=STEPS, linewidth=1, label="batches"
-    )
+    steps = [one.steps / step for one in dense]
+    axes.stairs(steps, edges, fill=True, color=STEPS, alpha=0.3)
+    axes.stairs(steps, edges, color=STEPS, linewidth=1, label="batches")
     axes.set_ylabel("batches/s")
-    axes.set_ylim(0, max([*(one.steps / step for one in dense), 1e-3]) * 1.15)
+    axes.set_ylim(0, max([*steps, 1e-3]) * 1.15)
     waits = axes.twinx()
     waits.stairs(
         [100 * one.waited_s / step for one in dense],
@@ -107,11 +108,8 @@ def _steps(axes: Axes, dense: Sequence[Moment], edges: NDArray[np.float64], step
     waits.set_ylabel("waiting, %")
     waits.set_ylim(0, max(100.0, *(100 * one.waited_s / step for one in dense)) * 1.02)
     waits.spines["top"].set_visible(False)
-    handles, labels = axes.get_legend_handles_labels()
-    more = waits.get_legend_handles_labels()
     axes.set_zorder(waits.get_zorder() + 1)
     axes.patch.set_visible(False)
-    axes.legend([*handles, *more[0]], [*labels, *more[1]], loc="upper right", fontsize=8, ncols=2)
 
 
 def _rtt(axes: Axes, dense: Sequence[Moment], edges: NDArray[np.float64]) -> None:
@@ -121,12 +119,21 @@ def _rtt(axes: Axes, dense: Sequence[Moment], edges: NDArray[np.float64]) -> Non
     axes.set_ylim(0, max([one for one in known if one == one], default=1.0) * 1.4)  # noqa: PLR0124 - NaN
 
 
-def _legend(axes: Axes) -> None:
-    if axes.get_legend() is not None:
-        return
-    handles, labels = axes.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    axes.legend(list(unique.values()), list(unique), loc="upper right", fontsize=8)
+def _legend(figure: Figure) -> None:
+    """Name everything once, above the plots and not over them."""
+    known: dict[str, Artist] = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        known |= dict(zip(labels, handles, strict=True))
+    figure.axes[0].legend(
+        list(known.values()),
+        list(known),
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        fontsize=8,
+        frameon=False,
+        ncols=3,
+    )
 
 
 def _words(figure: Figure, log: TrafficLog, summary: Summary, step: int) -> None:
@@ -137,9 +144,9 @@ def _words(figure: Figure, log: TrafficLog, summary: Summary, step: int) -> None
     every = "second" if step == SECOND else "minute"
     mean, best = summary.mean_rate / MEGABYTE, summary.best_rate / MEGABYTE
     first = (
-        f"{summary.bytes / MEGABYTE:,.1f} MB read, mean {mean:.1f} MB/s while bytes were asked "
+        f"{size_text(summary.bytes)} read, mean {mean:.1f} MB/s while bytes were asked "
         f"for, best second {best:.1f} MB/s; {summary.steps} batches, {summary.waited_s:.1f} s "
-        f"waited; {summary.reconnects} channels lost, {summary.outages} outages "
+        f"waited; {summary.reconnects} channels lost; outages: {summary.outages} "
         f"({summary.outage_s} s)"
     )
     second = (

@@ -236,6 +236,14 @@ class TrafficLog:
             return tally.together(tallies, step, since)
 
 
+def size_text(count: int) -> str:
+    """Return a number of bytes for a person to read."""
+    for unit, name in ((10**12, "TB"), (10**9, "GB")):
+        if count >= unit:
+            return f"{count / unit:.2f} {name}"
+    return f"{count / MEGABYTE:.1f} MB"
+
+
 def site_table(summaries: Iterable[Summary]) -> str:
     """Return round trip and bandwidth of each site as an HTML table.
 
@@ -272,7 +280,7 @@ def _row(site: str, found: Sequence[Summary]) -> tuple[str, ...]:
         f"{1000 * statistics.median(medians):.1f} ms" if medians else "unknown",
         f"{total / asked_s / MEGABYTE:.1f} MB/s" if asked_s else "unknown",
         f"{max(one.best_rate for one in found) / MEGABYTE:.1f} MB/s",
-        f"{total / MEGABYTE:,.1f} MB",
+        size_text(total),
         str(sum(one.steps for one in found)),
         f"{sum(one.waited_s for one in found):.1f} s",
         f"{cuts} ({cut_s} s)",
