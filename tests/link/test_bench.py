@@ -77,7 +77,7 @@ def cohort(tmp_path: Path) -> Iterator[Cohort]:
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(training, "NETWORKS", {"UNet": training.NETWORKS["UNet"]})
-    monkeypatch.setattr(training, "ON_CPU", training.Size(16, 2))
+    monkeypatch.setattr(training, "ON_CPU", training.Size(16, 2, test_whole=False))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -160,6 +160,16 @@ def test_a_line_that_is_too_slow_shows_in_the_loop(cohort: Cohort) -> None:
         assert min(found_at[rate].local) < 30
     assert found_at[1e9].median < 30
     assert found_at[40e3].median > 50
+
+
+def test_a_segmentation_is_tested_on_whole_volumes(
+    cohort: Cohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where there is an accelerator."""
+    monkeypatch.setattr(training, "ON_CPU", training.Size(16, 2, test_whole=True))
+    result = run(cohort, "segmentation", settings=replace(BRIEF, rounds=1))
+    assert found(result, "CT segmentation: test of a whole volume").median > 0
+    assert not [one for one in result.not_measured if "CT segmentation" in one.what]
 
 
 def test_the_figures_come_in_turn_and_the_ratio_is_that_of_each_round(cohort: Cohort) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,6 +64,8 @@ def link(
     asked for, 1 otherwise.
     """
     parts = _parts(part or [])
+    # Ended from outside too, it leaves no session behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if site is None:
         if plan or lab or iperf3:
             raise typer.BadParameter("--plan, --lab and --iperf3 go with --site")

@@ -23,7 +23,8 @@ def main() -> int:
     parser.add_argument("--part", action="append", choices=PARTS)
     options = parser.parse_args()
     # A program that a notebook starts may have been told to ignore it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     settings = Settings.chosen(quick=options.quick, compute_s=options.compute)
     try:
         report = measure(Session.current(), settings, options.part or PARTS)

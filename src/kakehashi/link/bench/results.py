@@ -108,8 +108,8 @@ class Report(_Model):
     machine: Machine
     cohort: Cohort
     ssh: dict[_Words, _Words]
-    figures: tuple[Figure, ...]
-    not_measured: tuple[NotMeasured, ...]
+    figures: Annotated[tuple[Figure, ...], Field(max_length=1000)]
+    not_measured: Annotated[tuple[NotMeasured, ...], Field(max_length=1000)]
 
     def figure(self, name: str) -> Figure | None:
         """Return the figure of a name."""

@@ -86,7 +86,7 @@ def _all(book: Book, parts: list[Part], training: ModuleType | None) -> str:
     part = "the series are read into memory"
     try:
         book.tell(part)
-        book.sample.hold()
+        book.sample.hold(book.tell)
         for part in parts:
             if part not in acts:
                 book.lacks(f"part {part}", "torch and monai are not installed on this node")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import socket
+import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _CONNECT_S = 30.0
 _MEMORY_SHARE = 4
 _LOOK_S = 0.2
+_TELL_S = 5.0
 
 
 class Sample:
@@ -68,11 +70,14 @@ class Sample:
             self._pins.unpin()
         self.stores.close()
 
-    def hold(self) -> None:
+    def hold(self, tell: Callable[[str], None]) -> None:
         """Read all of it into memory; the session's end drops it, too."""
         self._pins = Pins(self.stores, self.uids)
+        told = time.monotonic()
         while not self._pins.wait(_LOOK_S):
-            pass
+            if time.monotonic() - told > _TELL_S:
+                told = time.monotonic()
+                tell(f"  {self._pins.progress()}")
 
     @property
     def held(self) -> Held:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
+from websocket import WebSocketException
 
 from kakehashi.errors import ConfigError, KakehashiError
 from kakehashi.link.bench.report import Iperf, Run, Study
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 AT_ONCE: tuple[Part, ...] = ("reader", "segmentation")
 """What is measured again in all sessions at once."""
+
+FAILURES = (KakehashiError, OSError, ValueError, WebSocketException)
+"""How a portal, or the way to it, fails a visitor; requests' own errors are of OSError."""
 
 _START_S = 600.0
 _END_S = 120.0
@@ -89,13 +92,18 @@ class Visit:
         try:
             for deployment in self.deployments:
                 _tell(f"a session of {deployment.visitor.name} at {deployment.site}")
-                # One that is refused half-way is ended, too.
+                if deployment.visitor.server() is not None:
+                    raise VisitError(
+                        f"{deployment.visitor.name} has a session already; it is left alone: end "
+                        "it first, or name another person in the plan"
+                    )
+                # One that does not become ready is ended, too.
                 begun.append(deployment)
                 options = {"site": deployment.site, "project": deployment.project}
                 deployment.visitor.start({**options, **deployment.options}, _START_S)
             self._measure([("alone", begun[0], self.parts)])
-            if len(begun) > 1 and not self._stop.is_set():
-                wanted = [part for part in AT_ONCE if not self.parts or part in self.parts]
+            wanted = [part for part in AT_ONCE if not self.parts or part in self.parts]
+            if len(begun) > 1 and wanted and not self._stop.is_set():
                 self._measure(
                     [
                         (f"{number} of {len(begun)} at once", deployment, wanted)
@@ -104,7 +112,7 @@ class Visit:
                 )
         except KeyboardInterrupt:
             self.problems.append("stopped by hand before everything was measured")
-        except KakehashiError as error:
+        except FAILURES as error:
             self.problems.append(without_names(str(error)))
         finally:
             for deployment in begun:
@@ -115,16 +123,14 @@ class Visit:
         with ThreadPoolExecutor(len(stays)) as pool:
             futures = [pool.submit(self._stay, *stay) for stay in stays]
             try:
-                for future in futures:
-                    with contextlib.suppress(KakehashiError, OSError):
-                        future.result()
+                wait(futures)
             except KeyboardInterrupt:
                 _tell("stopping: what was measured so far is fetched")
                 self._stop.set()
             for (label, _, _), future in zip(stays, futures, strict=True):
                 try:
                     self.runs.append(Run(label=label, report=future.result()))
-                except (KakehashiError, OSError, ValueError) as error:
+                except FAILURES as error:
                     self.problems.append(f"{label}: {without_names(str(error))}")
 
     def _stay(self, label: str, deployment: Deployment, parts: Sequence[Part]) -> Report:
@@ -170,7 +176,7 @@ class Visit:
         _tell(f"the session of {name} ends")
         try:
             deployment.visitor.stop(_END_S)
-        except (KakehashiError, OSError) as error:
+        except FAILURES as error:
             self.problems.append(f"the session of {name} may still run; stop it: {error}")
 
 
