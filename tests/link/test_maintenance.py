@@ -264,11 +264,15 @@ def test_the_loop_goes_through_an_outage_and_the_losses_are_the_same(
         training.run(Position(0, 2))
         pins = pin(loader, ANNOUNCED, limit_bytes=BIG)
         assert pins.wait(30)
-        loader.announce(ANNOUNCED, pins)
+        if method != "spawn":
+            loader.announce(ANNOUNCED, pins)
         training.run(START)
-        end = held_end(loader)
-        assert end - START.sample >= 8
         with shut(cohort, how) as reopen, ThreadPoolExecutor(1) as pool:
+            if method == "spawn":
+                # In time as well, and what is spawned now has no cache of what it had read.
+                loader.announce(ANNOUNCED, pins)
+            end = held_end(loader)
+            assert end - START.sample >= 8
             # The loop stays in this thread, as torch has its number of threads for each.
             waiting = pool.submit(until_used_up, loader, reopen)
             training.run(Position(0, end))
