@@ -19,6 +19,7 @@ class Shore:
 
     store: StoreFolder
     session: SessionFolder
+    broker: Broker
     ct: str
     mr: str
     pet: str
@@ -47,7 +48,7 @@ def shore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shore]:
     session.write(store, store.publish())
     broker = Broker(session.root / "store.sock")
     work = WorkBroker(session.root / "work.sock", work_server(session.work))
-    yield Shore(store, session, **made)
+    yield Shore(store, session, broker, **made)
     work.close()
     broker.close()
 

@@ -90,6 +90,11 @@ class Broker:
                     subprocess.Popen([SFTP_SERVER, "-R"], stdin=channel, stdout=channel)
                 )
 
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to every server that runs now."""
+        for process in self._processes:
+            process.send_signal(number)
+
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()

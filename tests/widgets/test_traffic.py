@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -89,7 +90,17 @@ def figure(root: Locator, name: str) -> str:
     return root.locator(f"[data-figure={name}]").inner_text()
 
 
-def drawn(root: Locator, plot: str) -> dict[int, float]:
+def number(text: str) -> float:
+    return float(text.split(maxsplit=1)[0].replace(",", ""))
+
+
+def outage(root: Locator) -> int:
+    """Seconds that the drawn outage has lasted."""
+    shades = root.locator(".kkh-outage").evaluate_all("all => all.map(one => one.dataset.seconds)")
+    return sum(map(int, shades))
+
+
+def drawn(root: Locator, plot: str, seconds: int = 300) -> dict[int, float]:
     """The values of a plot's seconds, from the end backwards, as its pixels and axis give them."""
     group = root.locator(f".kkh-plot-{plot}")
     path = group.locator("path").first.get_attribute("d") or ""
@@ -101,7 +112,7 @@ def drawn(root: Locator, plot: str) -> dict[int, float]:
     (low, low_y), (high, high_y) = marks[0], marks[-1]
     rule = group.locator(".kkh-rule").first
     left, right = (float(rule.get_attribute(name) or "nan") for name in ("x1", "x2"))
-    second = (right - left) / 300
+    second = (right - left) / seconds
     values: dict[int, float] = {}
     for (x, y), (to, same) in itertools.pairwise(points):
         if y == same and abs(to - x - second) < second / 10:
@@ -155,12 +166,62 @@ def test_it_moves_while_a_cell_runs(notebook: Open, shore: Shore) -> None:
     size = (shore.store.root / "series" / f"{shore.ct}.ozx").stat().st_size
 
     def moved() -> bool:
-        value = float(figure(root, "read").split()[0].replace(",", ""))
-        return value >= round(size / 1e6, 1)
+        return number(figure(root, "read")) >= round(size / 1e6, 1)
 
     wait_for("the bytes in the widget", moved, seconds=30)
     status = "() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.status"
     assert book.page.evaluate(status) == "busy"
+
+
+def test_a_real_cut_is_seen_while_it_lasts(notebook: Open, shore: Shore) -> None:
+    book = notebook(
+        "import threading\nfrom kakehashi import Store\nfrom kakehashi.link.recorder import step\n"
+        "over = threading.Event()\n"
+        "def train():\n"
+        "    with Store() as store:\n"
+        "        while not over.wait(0.15):\n"
+        "            with step():\n"
+        "                for _ in store.reader.read_many(store.reader.manifest.files):\n"
+        "                    pass\n"
+        "thread = threading.Thread(target=train)\nthread.start()",
+        SHOW.replace("Traffic()", "Traffic(1)"),
+    )
+    root = view(book)
+    wait_for("some batches", lambda: number(figure(root, "steps")) >= 25, seconds=60)
+    assert figure(root, "outages") == "0 (0 s)"
+
+    def cut() -> int:
+        # Also the servers of channels that were opened in place of silent ones.
+        shore.broker.send(signal.SIGSTOP)
+        return outage(root)
+
+    try:
+        wait_for("an outage that grows", lambda: cut() >= 6, seconds=60)
+        assert number(figure(root, "now")) == 0
+        before = number(figure(root, "steps"))
+    finally:
+        shore.broker.send(signal.SIGCONT)
+    wait_for("more batches", lambda: number(figure(root, "steps")) >= before + 25, seconds=60)
+    waits = drawn(root, "wait", seconds=60)
+    assert sum(value == pytest.approx(100, abs=2) for value in waits.values()) >= 5
+    book.kernel("[over.set(), thread.join()][1]")
+
+
+def test_it_asks_nothing_while_another_tab_is_shown(notebook: Open) -> None:
+    book = notebook(FILL, SHOW)
+    view(book)
+    asked: list[str] = []
+    book.page.on("request", lambda request: asked.append(request.url))
+    book.page.evaluate("async () => await jupyterapp.commands.execute('launcher:create')")
+    book.page.locator(".kkh-traffic").wait_for(state="hidden")
+    asked.clear()
+    book.page.wait_for_timeout(3000)
+    assert [url for url in asked if "kakehashi/traffic" in url] == []
+    with book.page.expect_request("**/kakehashi/traffic*"):
+        book.page.evaluate(
+            "() => jupyterapp.shell.activateById([...jupyterapp.shell.widgets('main')]"
+            ".find(one => one.title.label.endsWith('.ipynb')).id)"
+        )
 
 
 def test_it_asks_once_a_second_and_not_after_it_was_closed(notebook: Open) -> None:

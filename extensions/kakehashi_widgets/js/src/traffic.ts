@@ -174,7 +174,6 @@ class TrafficView {
       this.problem,
     );
     this.listen();
-    void this.ask();
   }
 
   close(): void {
@@ -186,25 +185,27 @@ class TrafficView {
     const { signal } = this.closed;
     const changed = (): void => this.draw();
     this.model.on("change:minutes", changed);
-    const resized = new ResizeObserver(changed);
+    // Also told when it is first laid out, and when its tab is shown again.
+    const resized = new ResizeObserver(() => {
+      this.draw();
+      this.wake();
+    });
     resized.observe(this.plots);
     signal.addEventListener("abort", () => {
       this.model.off("change:minutes", changed);
       resized.disconnect();
     });
-    document.addEventListener(
-      "visibilitychange",
-      () => {
-        if (!document.hidden) void this.ask();
-      },
-      { signal },
-    );
+    document.addEventListener("visibilitychange", () => this.wake(), { signal });
+  }
+
+  private wake(): void {
+    if (!this.asking && this.timer === undefined) void this.ask();
   }
 
   private async ask(): Promise<void> {
-    if (this.asking || document.hidden || this.closed.signal.aborted) return;
+    this.timer = undefined;
+    if (document.hidden || this.plots.clientWidth === 0 || this.closed.signal.aborted) return;
     this.asking = true;
-    clearTimeout(this.timer);
     let pause = ASK_EVERY_MS;
     try {
       const known = Math.max(0, ...this.moments.keys());
