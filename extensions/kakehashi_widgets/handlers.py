@@ -27,7 +27,7 @@ from kakehashi.errors import (
 )
 from kakehashi.link import Session
 from kakehashi.link.manifest import NotInManifestError
-from kakehashi.link.traffic import TrafficLog
+from kakehashi.link.traffic import TrafficLog, outages
 from kakehashi_widgets.planes import OutOfRangeError, read_plane
 
 if TYPE_CHECKING:
@@ -229,11 +229,12 @@ class TrafficHandler(_Handler):
     def _read(self, back: int) -> bytes:
         log = TrafficLog()
         now = dt.datetime.now(dt.UTC).timestamp()
+        seconds = log.seconds()
         return _json(
             {
                 "now": now,
-                "seconds": [astuple(one) for one in log.seconds(int(now) - back)],
-                "outages": [[one.begin, one.end] for one in log.outages()],
+                "seconds": [astuple(one) for one in seconds if one.at >= int(now) - back],
+                "outages": [[one.begin, one.end] for one in outages(seconds)],
                 "summary": asdict(log.summary()),
             }
         )

@@ -246,11 +246,14 @@ def test_memory_is_bounded_and_what_is_old_leaves() -> None:
 
 
 moments = st.builds(
-    Moment,
+    lambda asked, **rest: Moment(asked_s=asked[0], stalled_s=asked[1], **rest),
+    # Only where something was asked for can nothing have come.
+    asked=st.sampled_from([(0.0, 0.0), (1.0, 0.0), (1.0, 1.0)]),
     at=st.integers(1_800_000_000, 1_800_000_200),
     bytes=st.integers(0, 1 << 40),
     steps=st.integers(0, 50),
     channels=st.integers(0, 16),
+    rtt_s=st.sampled_from([0.0, 0.25, 0.5]),
 )
 
 
@@ -264,12 +267,12 @@ def test_folding_in_any_order_gives_the_same(done: list[tuple[int, Moment]]) -> 
     for number in (2, 0, 3):
         folded.fold(four[number])
     assert tally.together([four[1], folded], SECOND) == apart
-    assert sum(one.bytes for one in apart) == sum(
-        moment.bytes
-        for number, moment in done
-        # A second of an hour ago or older gives way; none is here.
-        if moment.at
-    )
+    assert sum(one.bytes for one in apart) == sum(moment.bytes for _, moment in done)
+    # What is folded one by one is what is summed at once.
+    singly = Tally()
+    for one in four:
+        singly.fold(one)
+    assert sorted(singly.read(SECOND), key=lambda one: one.at) == apart
 
 
 def test_a_byte_for_one_process_ends_the_outage_of_all() -> None:

@@ -175,7 +175,7 @@ def test_it_moves_while_a_cell_runs(notebook: Open, shore: Shore) -> None:
 
 def test_a_real_cut_is_seen_while_it_lasts(notebook: Open, shore: Shore) -> None:
     book = notebook(
-        "import threading\nfrom kakehashi import Store\nfrom kakehashi.link.recorder import step\n"
+        "import threading\nfrom kakehashi import Store\nfrom kakehashi.link import step\n"
         "over = threading.Event()\n"
         "def train():\n"
         "    with Store() as store:\n"

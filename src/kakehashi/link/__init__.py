@@ -4,6 +4,7 @@ The Python face is :class:`Store`, the other the read-only view (:mod:`kakehashi
 :class:`WorkFolder` is the project's work folder. :class:`SeriesDataset` and :class:`SeriesLoader`
 feed torch and MONAI, and :func:`plan` and :func:`pin` let them go on while the store is shut;
 :func:`save`, :class:`Saver` and :func:`load` are for checkpoints.
+:class:`TrafficLog` is what the session reads over time, :func:`step` marks a loop's steps in it.
 Names are loaded when they are first asked for: the view's process and the hub's side of things
 must not import numpy or torch only because they live in the same package.
 """
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
     from kakehashi.link.manifest import Manifest
     from kakehashi.link.pinned import PinProgress, Pins
     from kakehashi.link.reader import Reader
+    from kakehashi.link.recorder import step
     from kakehashi.link.ring import Ring
     from kakehashi.link.session import Lease, Session
     from kakehashi.link.store import Series, Store
+    from kakehashi.link.traffic import TrafficLog
     from kakehashi.link.work import WorkFolder
     from kakehashi.link.zarrstore import ZarrStore
 
@@ -45,6 +48,7 @@ __all__ = [
     "SeriesLoader",
     "Session",
     "Store",
+    "TrafficLog",
     "WorkFolder",
     "ZarrStore",
     "load",
@@ -52,6 +56,7 @@ __all__ = [
     "plan",
     "position_at",
     "save",
+    "step",
 ]
 
 _HOME = {
@@ -73,6 +78,7 @@ _HOME = {
     "SeriesLoader": "dataset",
     "Session": "session",
     "Store": "store",
+    "TrafficLog": "traffic",
     "WorkFolder": "work",
     "ZarrStore": "zarrstore",
     "load": "checkpoint",
@@ -80,6 +86,7 @@ _HOME = {
     "plan": "maintenance",
     "position_at": "maintenance",
     "save": "checkpoint",
+    "step": "recorder",
 }
 
 

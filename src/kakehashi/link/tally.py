@@ -24,6 +24,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from numpy.typing import NDArray
+
 SECOND, MINUTE = 1, 60
 # Length of a slot in seconds, and how many there are.
 _RINGS = ((SECOND, 3600), (MINUTE, 7 * 24 * 60))
@@ -169,13 +171,19 @@ class Tally:
 
     def read(self, step: int, since: int = 0) -> Iterator[Moment]:
         """Return the moments of one ring from some time on, in no order."""
+        for row in self.rows(step, since).tolist():
+            yield Moment(*row[:-1])
+
+    def rows(self, step: int, since: int = 0) -> NDArray[np.void]:
+        """Return them as rows of an array, with the fields of :class:`Moment`."""
         start, count = _ring(step)
         # A copy, so that nothing keeps the memory mapped.
         ring = np.frombuffer(self._memory[start : start + count * _SLOT.size], _FIELDS)
-        for *fields, again in ring[ring["at"] >= max(since, 1)].tolist():
-            # Otherwise it is being written just now: what is in it comes with the next look.
-            if fields[0] == again:
-                yield Moment(*fields)
+        # What is being written just now comes with the next look.
+        found: NDArray[np.void] = ring[
+            (ring["at"] >= max(since, 1)) & (ring["at"] == ring["again"])
+        ]
+        return found
 
     def _put(self, moment: Moment, step: int, *, beside: bool) -> None:
         start, count = _ring(step)
@@ -214,12 +222,21 @@ def _ring(step: int) -> tuple[int, int]:
 
 def together(tallies: Iterable[Tally], step: int, since: int = 0) -> list[Moment]:
     """Return what all processes did, oldest first; moments without anything are left out."""
-    found: dict[int, Moment] = {}
-    for tally in tallies:
-        for moment in tally.read(step, since):
-            before = found.get(moment.at)
-            found[moment.at] = moment if before is None else before.beside(moment)
-    return [found[at] for at in sorted(found)]
+    rows = np.concatenate([np.empty(0, _FIELDS), *(one.rows(step, since) for one in tallies)])
+    if not len(rows):
+        return []
+    rows = rows[np.argsort(rows["at"], kind="stable")]
+    at, first = np.unique(rows["at"], return_index=True)
+    both = np.zeros(len(at), _FIELDS)
+    both["at"] = at
+    # As Moment.beside does, for an hour of many processes at once.
+    for name in ("bytes", "rereads", "reconnects", "steps", "channels", "waited_s"):
+        both[name] = np.add.reduceat(rows[name], first)
+    both["asked_s"] = np.maximum.reduceat(rows["asked_s"], first)
+    for name, known in (("stalled_s", rows["asked_s"] > 0), ("rtt_s", rows["rtt_s"] > 0)):
+        least = np.minimum.reduceat(np.where(known, rows[name], np.inf), first)
+        both[name] = np.where(np.isinf(least), 0, least)
+    return [Moment(*row[:-1]) for row in both.tolist()]
 
 
 def shared_folder(session: str) -> Path | None:
