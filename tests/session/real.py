@@ -228,7 +228,7 @@ class Session:
         self.seen |= found
         return found
 
-    def file(self, name: str, seconds: float = 30) -> str:
+    def file(self, name: str, seconds: float = 60) -> str:
         """Wait for a file that the payload has written, and return its text."""
         path = self.work / "alice" / name
 
