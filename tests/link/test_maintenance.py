@@ -368,6 +368,26 @@ def test_two_ranks_hold_their_own_share_and_have_every_sample_once(cohort: Cohor
     assert got == [expected[0::2], expected[1::2]]
 
 
+@pytest.mark.parametrize("begun", [0, 1])
+def test_a_rank_holds_what_its_own_samples_need_and_no_more(cohort: Cohort, begun: int) -> None:
+    maintenance = Maintenance(0, 2, tuple(cohort.uids[:5]))
+    for rank in range(2):
+        dataset = SeriesDataset(cohort.path, seed=3)
+        with SeriesLoader(dataset, rank=rank, world=2) as loader:
+            # An odd number is done: another number of ranks, or an epoch's end, makes that.
+            loader.load_state_dict(loader.state_dict() | {"done": begun})
+            pins = pin(loader, maintenance, limit_bytes=BIG)
+            pins.wait()
+            loader.announce(maintenance, pins)
+            order = loader.order(0)
+            (held,) = order.held
+            mine = [p for p in range(begun + rank, len(dataset), 2) if p in held]
+            assert list(pins.held.places) == [dataset.uids[order.sample(p)] for p in mine]
+            assert len(mine) in (1, 2)
+            seen = [batch["uid"][0] for batch in loader]
+            assert [one for one in seen if one in pins.held.places] == list(pins.held.places)
+
+
 def test_what_was_closed_is_begun_anew_while_the_store_is_shut(cohort: Cohort) -> None:
     loader = made(cohort)
     pins = pin(loader, ANNOUNCED, limit_bytes=BIG)
