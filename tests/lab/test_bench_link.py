@@ -15,7 +15,7 @@ import pytest
 from kakehashi.link.bench.report import Study
 from tests.lab.client import Client
 from tests.lab.hosts import wait_for
-from tests.lab.lab import REPOSITORY, Lab
+from tests.lab.lab import NODES, REPOSITORY, Lab
 
 pytestmark = pytest.mark.lab
 
@@ -75,6 +75,8 @@ def test_two_nodes_are_measured_alone_and_at_once(
     # A mount is there on the lab's nodes, and a series in the cohort.
     assert alone.figure("view, packed, one file at a time") is not None
     assert alone.cohort.series_used >= 1
+    assert all(min(one.values) > 0 for one in alone.figures if one.unit == "MB/s")
+    assert {one.machine.node for one in at_once} <= set(NODES)
     assert alone.site == "slurm"
     assert "alone: line" in done.stderr
     text = (out / "report.md").read_text()
@@ -112,6 +114,20 @@ def test_ctrl_c_gives_what_there_is_and_ends_the_session(
         )
     try:
         wait_for("the loop", lambda: "alone: loop" in said.read_text(), 180)
+        running = tanaka.server()
+        other = subprocess.run(
+            [*command[:-1], str(tmp_path / "other")],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert other.returncode == 1
+        assert "tanaka has a session already" in other.stdout.replace("\n", " ")
+        now = tanaka.server()
+        assert running is not None
+        assert now is not None
+        assert now["started"] == running["started"]
         process.send_signal(signal.SIGINT)
         assert process.wait(180) == 1, said.read_text()
     finally:

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from kakehashi.errors import SessionError
-from kakehashi.link.bench import report, training
+from kakehashi.link.bench import line, report, training
 from kakehashi.link.bench.results import PARTS, Figure, Part, Report
 from kakehashi.link.bench.run import measure
 from kakehashi.link.bench.sample import Sample
@@ -76,6 +76,7 @@ def cohort(tmp_path: Path) -> Iterator[Cohort]:
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(line, "WARM_S", 0.1)
     monkeypatch.setattr(training, "NETWORKS", {"UNet": training.NETWORKS["UNet"]})
     monkeypatch.setattr(training, "ON_CPU", training.Size(16, 2, test_whole=False))
     threads = torch.get_num_threads()
@@ -285,6 +286,7 @@ def example() -> Report:
             "complete": False,
             "stopped": "stopped by hand in: segmentation",
             "machine": {
+                "node": "n1",
                 "processor": "p",
                 "cores": 2,
                 "memory_gib": 4,

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 CONNECTIONS = (1, 2, 4, 8, 16)
 QUICK_CONNECTIONS = (1, 4)
+WARM_S = 1.0
+"""Behind the first bytes, until it is measured: further connections open meanwhile."""
+
 HEADER_BYTES = 4096
 RANGE_BYTES = 256 << 10
 READ_BYTES = 1 << 20
@@ -37,8 +40,7 @@ _OUTSTANDING = 4 << 20
 _HEADERS = 4000
 _RANGES = 64
 _AT_ONCE = 16
-_WARM_SHARE = 0.25
-_FIRST_S = 60.0
+_PATIENCE_S = 60.0
 _END_S = 10.0
 
 
@@ -161,37 +163,47 @@ def _connect(sample: Sample) -> float:
 
 
 class _Counter:
-    """Bytes of several threads; counts only while it is looked at."""
+    """Bytes of several threads, and when the last of them came."""
 
     def __init__(self) -> None:
         self.over = threading.Event()
-        self.failure: BaseException | None = None
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._failure: BaseException | None = None
         self._bytes = 0
-        self._first = threading.Event()
+        self._at = 0.0
 
     def add(self, count: int) -> None:
-        with self._lock:
+        with self._changed:
             self._bytes += count
-        self._first.set()
+            self._at = time.monotonic()
+            self._changed.notify_all()
 
     def failed(self, error: BaseException) -> None:
-        self.failure = error
-        self._first.set()
+        with self._changed:
+            self._failure = error
+            self._changed.notify_all()
 
     def rate(self, seconds: float) -> float:
-        """Wait for the first bytes and a while more; return MB/s from then on."""
-        if not self._first.wait(_FIRST_S):
-            raise OSError(f"nothing came within {_FIRST_S:.0f} s")
-        self.over.wait(seconds * _WARM_SHARE)
-        with self._lock:
-            begun, started = self._bytes, time.monotonic()
-        self.over.wait(seconds)
-        with self._lock:
-            ended = self._bytes
-        if self.failure is not None:
-            raise self.failure
-        return (ended - begun) / 1e6 / (time.monotonic() - started)
+        """Return MB/s from an arrival of bytes, behind the warm-up, to one after the time.
+
+        So a pause, as when further connections are opened, lowers the rate, and is never all
+        that was seen.
+        """
+        _, first = self._arrival(0.0)
+        begun, started = self._arrival(first + WARM_S)
+        done, ended = self._arrival(started + seconds)
+        return (done - begun) / 1e6 / (ended - started)
+
+    def _arrival(self, after: float) -> tuple[int, float]:
+        """Wait for the first bytes after a time; return how many there are then, and when."""
+        until = max(after, time.monotonic()) + _PATIENCE_S
+        with self._changed:
+            while self._at <= after:
+                if self._failure is not None:
+                    raise self._failure
+                if not self._changed.wait(until - time.monotonic()):
+                    raise OSError(f"nothing came within {_PATIENCE_S:.0f} s")
+            return self._bytes, self._at
 
 
 def _threads_rate(acts: list[Callable[[_Counter], None]], seconds: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -122,7 +123,7 @@ def _head(run: Run) -> list[str]:
             f"{', in the quick way' if report.quick else ''}"
         ),
         (
-            f"- node: {_cell(machine.processor)}, {machine.cores} cores, "
+            f"- node {_cell(machine.node)}: {_cell(machine.processor)}, {machine.cores} cores, "
             f"{machine.memory_gib:g} GiB, "
             f"{_cell(', '.join(machine.accelerators) or 'no accelerator')}, "
             f"Linux {_cell(machine.kernel)}"
@@ -167,10 +168,12 @@ def _table(figures: Sequence[Figure]) -> list[str]:
 
 
 def _spread(values: Sequence[float], unit: str) -> str:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    median = ordered[middle] if len(ordered) % 2 else sum(ordered[middle - 1 : middle + 1]) / 2
-    return f"{median:.4g} {_cell(unit)} [{ordered[0]:.4g}, {ordered[-1]:.4g}]"
+    median, least, most = statistics.median(values), min(values), max(values)
+    return f"{_value(median, unit)} [{least:.4g}, {most:.4g}]"
+
+
+def _value(value: float, unit: str) -> str:
+    return f"{value:.4g} {_cell(unit)}".strip()
 
 
 def _side_by_side(runs: Sequence[Run]) -> list[str]:
@@ -182,7 +185,10 @@ def _side_by_side(runs: Sequence[Run]) -> list[str]:
     for name in names:
         found = [run.report.figure(name) for run in runs]
         if sum(one is not None for one in found) > 1:
-            cells = ["" if one is None else f"{one.median:.4g} {_cell(one.unit)}" for one in found]
+            cells = [
+                "" if one is None else f"{one.median:.4g} {_cell(one.unit)}".strip()
+                for one in found
+            ]
             lines.append(f"| {_cell(name)} | " + " | ".join(cells) + " |")
     return lines
 
@@ -248,7 +254,9 @@ def _draw_rates(axes: Axes, run: Run) -> bool:
         above = [max(figure.values) - figure.median for _, figure in points]
         counts = [count for count, _ in points]
         axes.errorbar(counts, middle, [below, above], marker="o", capsize=3, label=name)
+    known = sorted({count for points in curves.values() for count, _ in points})
     axes.set_xscale("log", base=2)
+    axes.set_xticks(known, [str(count) for count in known])
     axes.set_xlabel("connections")
     axes.set_ylabel("MB/s")
     axes.set_ylim(bottom=0)
@@ -265,7 +273,7 @@ def _draw_steps(axes: Axes, run: Run) -> bool:
         network = bars.setdefault(found[1], {})
         if figure.local:
             network["with loading, link"] = figure.median
-            network["with loading, local"] = sorted(figure.local)[len(figure.local) // 2]
+            network["with loading, local"] = statistics.median(figure.local)
         else:
             network["compute alone"] = figure.median
     return _bars(axes, bars, "ms a step")
@@ -275,7 +283,7 @@ def _draw_waiting(axes: Axes, run: Run) -> bool:
     bars = {
         figure.name.removesuffix(f": {_WAITING}"): {
             "link": figure.median,
-            "local": sorted(figure.local)[len(figure.local) // 2],
+            "local": statistics.median(figure.local),
         }
         for figure in run.report.figures
         if figure.name.endswith(f": {_WAITING}") and figure.local

@@ -101,7 +101,7 @@ class Settings:
     def chosen(cls, *, quick: bool, compute_s: float) -> Settings:
         """Return the usual ones, or those that end within some minutes on a slow node, too."""
         if quick:
-            return cls(2, 0.5, compute_s, 4, 128 << 20, 8 << 20, quick=True)
+            return cls(2, 1.0, compute_s, 4, 128 << 20, 8 << 20, quick=True)
         return cls(compute_s=compute_s)
 
 
