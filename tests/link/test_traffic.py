@@ -67,6 +67,8 @@ def test_every_byte_is_counted_in_its_second(cohort: Cohort) -> None:
     assert sum(one.bytes for one in log.minutes()) == read
     found = log.summary()
     assert (found.bytes, found.site, found.outages) == (read, "slurm", 0)
+    # Closing a reader loses no channel.
+    assert found.reconnects == 0
     assert found.rtt_s is not None
     assert 0 < found.rtt_s < 1
 
@@ -140,6 +142,32 @@ def test_without_a_runtime_folder_a_process_has_its_own(
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     read = read_all(cohort.path)
     assert total(TrafficLog(cohort.path)) == read
+
+
+def test_room_is_taken_at_once_and_a_full_folder_costs_no_read(cohort: Cohort) -> None:
+    folder = tally.shared_folder(TrafficLog(cohort.path).session.session)
+    assert folder is not None
+    tally.begin(folder).close()
+    (file,) = folder.glob("*.live")
+    assert file.stat().st_blocks * 512 >= file.stat().st_size > 0
+    # In a process that can make no file of that size.
+    code = (
+        "import resource, sys; from pathlib import Path;"
+        "from tests.link.test_traffic import TrafficLog, read_all, total;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536));"
+        "read = read_all(Path(sys.argv[1])); print(read, total(TrafficLog(sys.argv[1])))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(cohort.path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    read, seen = map(int, done.stdout.split())
+    assert seen == read > 0
+    # The others do not see it.
+    assert total(TrafficLog(cohort.path)) == 0
 
 
 def test_a_forked_process_does_not_write_into_its_parents(cohort: Cohort) -> None:

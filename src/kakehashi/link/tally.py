@@ -144,6 +144,11 @@ class Tally:
             return None
         return cls(memory, file)
 
+    @property
+    def shared(self) -> bool:
+        """Whether other processes can read it."""
+        return self._file is not None
+
     def close(self) -> None:
         """Unmap it, and let go of the file."""
         self._memory.close()
@@ -300,7 +305,8 @@ def _create(path: Path) -> Tally:
     try:
         # Held for as long as the process lives: it says that the file has a writer.
         fcntl.flock(file, fcntl.LOCK_EX)
-        os.ftruncate(file, _SIZE)
+        # Taken now: with no room left, a later write to the mapped file would kill the process.
+        os.posix_fallocate(file, 0, _SIZE)
         os.pwrite(file, _HEAD, 0)
         tally = Tally.map(file, writable=True)
     except BaseException:

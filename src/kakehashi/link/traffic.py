@@ -229,11 +229,12 @@ class TrafficLog:
         own = recorder.of(self.session)
         # What is under way here is not to wait for the next look.
         own.note()
+        alone = [] if own.tally.shared else [own.tally]
         folder = tally.shared_folder(self.session.session)
         if folder is None:
-            return tally.together([own.tally], step, since)
+            return tally.together(alone, step, since)
         with tally.every(folder) as tallies:
-            return tally.together(tallies, step, since)
+            return tally.together([*tallies, *alone], step, since)
 
 
 def size_text(count: int) -> str:
