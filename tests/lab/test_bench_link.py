@@ -15,7 +15,7 @@ import pytest
 from kakehashi.link.bench.report import Study
 from tests.lab.client import Client
 from tests.lab.hosts import wait_for
-from tests.lab.lab import NODES, REPOSITORY, Lab
+from tests.lab.lab import REPOSITORY, Lab
 
 pytestmark = pytest.mark.lab
 
@@ -76,7 +76,6 @@ def test_two_nodes_are_measured_alone_and_at_once(
     assert alone.figure("view, packed, one file at a time") is not None
     assert alone.cohort.series_used >= 1
     assert all(min(one.values) > 0 for one in alone.figures if one.unit == "MB/s")
-    assert {one.machine.node for one in at_once} <= set(NODES)
     assert alone.site == "slurm"
     assert "alone: line" in done.stderr
     text = (out / "report.md").read_text()

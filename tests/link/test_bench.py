@@ -286,7 +286,6 @@ def example() -> Report:
             "complete": False,
             "stopped": "stopped by hand in: segmentation",
             "machine": {
-                "node": "n1",
                 "processor": "p",
                 "cores": 2,
                 "memory_gib": 4,

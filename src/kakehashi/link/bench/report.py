@@ -123,7 +123,7 @@ def _head(run: Run) -> list[str]:
             f"{', in the quick way' if report.quick else ''}"
         ),
         (
-            f"- node {_cell(machine.node)}: {_cell(machine.processor)}, {machine.cores} cores, "
+            f"- node: {_cell(machine.processor)}, {machine.cores} cores, "
             f"{machine.memory_gib:g} GiB, "
             f"{_cell(', '.join(machine.accelerators) or 'no accelerator')}, "
             f"Linux {_cell(machine.kernel)}"

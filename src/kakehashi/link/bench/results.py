@@ -78,7 +78,6 @@ class NotMeasured(_Model):
 class Machine(_Model):
     """What the figures were measured on."""
 
-    node: _Words
     processor: _Words
     cores: int
     memory_gib: float
@@ -137,7 +136,6 @@ def machine(accelerators: tuple[str, ...] = ()) -> Machine:
             versions[name] = "not installed"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return Machine(
-        node=platform.node(),
         processor=processor,
         cores=len(os.sched_getaffinity(0)),
         memory_gib=round(memory, 1),
