@@ -199,7 +199,8 @@ def _iperf(host: str, *extra: str) -> float:
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=_IPERF_S, check=False)
         found = json.loads(done.stdout)
-        if done.returncode == 0:
+        # With -J it may fail with the status 0.
+        if done.returncode == 0 and "error" not in found:
             return float(found["end"]["sum_received"]["bits_per_second"]) / 8e6
         why = str(found.get("error", "it does not say why"))
     except (OSError, ValueError, KeyError, subprocess.TimeoutExpired) as error:
