@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -81,7 +82,9 @@ class FarStore:
         self.wan = stack.enter_context(Wan(self.site.path, self.store.path))
         self.packed, self.small, self.sha256 = self._fill(self.base / "data")
         self._mounts = 0
-        self._sshd = self._start_sshd(stack)
+        self._config = self._configure_sshd(stack)
+        self._server = self._start_sshd()
+        stack.callback(self._stop_sshd)
         server = subprocess.Popen(
             self.store.inside(["iperf3", "-s", "-p", str(IPERF_PORT)]),
             stdout=subprocess.DEVNULL,
@@ -132,7 +135,25 @@ class FarStore:
         (root / "manifest.json").write_bytes(raw)
         return names["1"], names["2"], hashlib.sha256(raw).hexdigest()
 
-    def _start_sshd(self, stack: contextlib.ExitStack) -> int:
+    @property
+    def _sshd(self) -> int:
+        return self._server.pid
+
+    def restart_sshd(self) -> None:
+        """Kill sshd with all that it serves, and start it again."""
+        self._stop_sshd()
+        self._server = self._start_sshd()
+
+    def _stop_sshd(self) -> None:
+        below = Path(f"/proc/{self._sshd}/task/{self._sshd}/children").read_text().split()
+        self._server.kill()
+        self._server.wait()
+        for pid in map(int, below):
+            # It may have ended by itself.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _configure_sshd(self, stack: contextlib.ExitStack) -> Path:
         for name in ("host", "user"):
             run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.base / name)])
         host_key = (self.base / "host.pub").read_text()
@@ -152,31 +173,35 @@ class FarStore:
             f"ChrootDirectory none\nForceCommand /bin/cat {self.base}/data/series/1.*.ozx\n"
         )
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-        log = stack.enter_context((self.base / "sshd.log").open("wb"))
-        sshd = subprocess.Popen(
-            self.store.inside(["/usr/sbin/sshd", "-D", "-e", "-f", str(config)]),
-            stderr=log,
-            env=ENVIRONMENT,
-        )
-        stack.callback(sshd.wait)
-        stack.callback(sshd.terminate)
+        return config
+
+    def _start_sshd(self) -> subprocess.Popen[bytes]:
+        with (self.base / "sshd.log").open("ab") as log:
+            sshd = subprocess.Popen(
+                self.store.inside(["/usr/sbin/sshd", "-D", "-e", "-f", str(self._config)]),
+                stderr=log,
+                env=ENVIRONMENT,
+            )
 
         def answers() -> bool:
             with self.site.socket() as probe:
                 return probe.connect_ex((ADDRESSES[1], SSH_PORT)) == 0
 
         wait_for("the store's sshd", answers)
-        return sshd.pid
+        return sshd
 
     def _ssh_options(self) -> dict[str, str]:
         return {
             "BatchMode": "yes",
             "Compression": "no",
+            "ConnectTimeout": "15",
             "GlobalKnownHostsFile": "/dev/null",
             "IdentitiesOnly": "yes",
             "IdentityAgent": "none",
             "IdentityFile": str(self.base / "user"),
             "LogLevel": "ERROR",
+            "ServerAliveCountMax": "6",
+            "ServerAliveInterval": "20",
             "UserKnownHostsFile": str(self.base / "known"),
         }
 
@@ -265,9 +290,13 @@ class FarStore:
         stack.callback(end)
         return connect, lambda: sum(cpu_of(client.pid) for client in clients)
 
-    def reader(self, stack: contextlib.ExitStack) -> tuple[Reader, Callable[[], Cost]]:
-        """Return the reader, as a session makes it."""
+    def reader(
+        self, stack: contextlib.ExitStack, *, through: Callable[[Connect], Connect] | None = None
+    ) -> tuple[Reader, Callable[[], Cost]]:
+        """Return the reader, as a session makes it; its channels may lead through something."""
         connect, ssh = self.channels(stack)
+        if through is not None:
+            connect = through(connect)
         reader = Reader.connect(connect, manifest_path="/manifest.json", sha256=self.sha256)
         stack.enter_context(reader)
         return reader, lambda: Cost(time.process_time(), ssh() + cpu_of(self._sshd))
