@@ -9,7 +9,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
-BENCHMARKS = ("spawn", "link", "save", "outages")
+BENCHMARKS = ("spawn", "link", "loop", "save", "outages")
 
 
 def render(documents: list[dict[str, object]]) -> str:

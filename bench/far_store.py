@@ -267,19 +267,19 @@ class FarStore:
             lambda: Cost(time.process_time(), sum(map(cpu_of, pids)) + cpu_of(self._sshd)),
         )
 
+    def channel_command(self) -> list[str]:
+        """Return the argument list of one SFTP channel."""
+        return self.site.inside([*self._ssh(SSH_PORT), "-s", f"root@{ADDRESSES[1]}", "sftp"])
+
     def channels(self, stack: contextlib.ExitStack) -> tuple[Connect, Callable[[], float]]:
         """Return what opens SFTP channels to the store, and their CPU seconds."""
         clients: list[subprocess.Popen[bytes]] = []
-        argv = [*self._ssh(SSH_PORT), "-s", f"root@{ADDRESSES[1]}", "sftp"]
+        argv = self.channel_command()
 
         def connect() -> socket.socket:
             near, far = socket.socketpair()
             with far:
-                clients.append(
-                    subprocess.Popen(
-                        self.site.inside(argv), stdin=far.fileno(), stdout=far.fileno()
-                    )
-                )
+                clients.append(subprocess.Popen(argv, stdin=far.fileno(), stdout=far.fileno()))
             return near
 
         def end() -> None:

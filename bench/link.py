@@ -27,7 +27,7 @@ from bench.figures import Goal, Series, Table, arguments, at_least, at_most, int
 from kakehashi.link.bulk import Wanted
 from tests.lab.hosts import need_root, wait_for
 
-ROUNDS = 3
+ROUNDS = 2
 # Until the number of channels has been found.
 WARM_S = 3.0
 PATIENCE_S = 60

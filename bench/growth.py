@@ -1,0 +1,212 @@
+"""How the cost of reading grows: with the files' size, the readers at once, the manifest's length.
+
+Rates are over a line of 10 ms and 2 Gbit/s between two network namespaces. A manifest is parsed in
+a process of its own, whose memory is then all it took.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+# Run as a script, this folder is on the path but not its parent.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.far_store import FarStore, at_work
+from bench.figures import Series, Table, arguments, at_most, interleaved, report
+from kakehashi.link import Reader
+from tests.lab.hosts import need_root, wait_for
+from tests.link.stores import StoreFolder
+
+ROUNDS = 3
+RTT_MS, RATE_MBIT = 10, 2000
+SIZES = {"50 kB": 50_000, "500 kB": 500_000, "5 MB": 5_000_000, "50 MB": 50_000_000,
+         "500 MB": 500_000_000}  # fmt: skip
+# Of each size so much lies at the store; what was read is read again over the line.
+TOTAL_BYTES = 500_000_000
+READERS = (1, 4, 16, 64)
+READERS_OF = "5 MB"
+ENTRIES = (1_000, 10_000, 100_000, 1_000_000)
+WARM_S, MEASURE_S = 3.0, 3.0
+PATIENCE_S = 60.0
+
+PARSE = """
+import resource, sys, time
+from kakehashi.link.manifest import Manifest
+raw = open(sys.argv[1], "rb").read()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+started = time.monotonic()
+manifest = Manifest.parse(raw, sys.argv[2])
+seconds = time.monotonic() - started
+assert len(manifest.files) == int(sys.argv[3])
+print(seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+class Growth:
+    """Folders of files of one size each, at the far end."""
+
+    def __init__(self, stack: contextlib.ExitStack, sizes: dict[str, int], total: int) -> None:
+        self.far = FarStore(stack)
+        self.far.wan.set(delay_ms=RTT_MS / 2, rate_mbit=RATE_MBIT)
+        self._folders: dict[str, StoreFolder] = {}
+        source = os.urandom(max(sizes.values()))
+        for name, size in sizes.items():
+            folder = StoreFolder(self.far.base / f"data/{size}")
+            for number in range(max(1, total // size)):
+                start = number * 4096 % (len(source) - size + 1)
+                folder.contents[f"series/1.{number}.ozx"] = source[start : start + size]
+                folder.rows[f"series/1.{number}.ozx"] = {}
+            self._write(folder)
+            self._folders[name] = folder
+
+    @staticmethod
+    def _write(folder: StoreFolder) -> None:
+        block = folder.block_size
+        (folder.root / "series").mkdir(parents=True)
+        for path, data in folder.contents.items():
+            digests = (
+                hashlib.sha256(data[at : at + block]).digest() for at in range(0, len(data), block)
+            )
+            (folder.root / path).write_bytes(data)
+            (folder.root / path).with_suffix(".blocks").write_bytes(b"".join(digests))
+        folder.publish()
+        paths = list(folder.contents)
+        # The bytes lie at the store now.
+        folder.contents = dict.fromkeys(paths, b"")
+
+    def _reader(self, stack: contextlib.ExitStack, name: str) -> tuple[Reader, list[str]]:
+        folder = self._folders[name]
+        connect, _ = self.far.channels(stack)
+        path = f"/{folder.root.name}/manifest.json"
+        reader = Reader.connect(connect, manifest_path=path, sha256=folder.sha256)
+        return stack.enter_context(reader), list(folder.contents)
+
+    def stream(self, name: str) -> float:
+        """Return MB/s of one stream of files of a size."""
+
+        def take(_: str, tell: Callable[[int], None]) -> None:
+            parts = (
+                (path, at, 4 << 20)
+                for path in itertools.cycle(paths)
+                for at in range(0, SIZES[name], 4 << 20)
+            )
+            with reader.read_many(parts) as ranges:
+                for data in ranges:
+                    tell(len(data))
+
+        with contextlib.ExitStack() as stack:
+            reader, paths = self._reader(stack, name)
+            return _rate(stack.enter_context(at_work(["all"], 1, take)))
+
+    def readers(self, count: int) -> float:
+        """Return MB/s of so many threads, each with files of its own, by plain reads."""
+
+        def whole(path: str, tell: Callable[[int], None]) -> None:
+            with reader.open(path) as file:
+                for at in range(0, file.size, 1 << 20):
+                    tell(len(file.read(at, 1 << 20)))
+
+        with contextlib.ExitStack() as stack:
+            reader, paths = self._reader(stack, READERS_OF)
+            return _rate(stack.enter_context(at_work(paths, count, whole)))
+
+
+def _rate(done: Callable[[], int]) -> float:
+    wait_for("the first bytes", lambda: done() > 0, PATIENCE_S)
+    time.sleep(WARM_S)
+    before, started = done(), time.monotonic()
+    time.sleep(MEASURE_S)
+    return (done() - before) / 1e6 / (time.monotonic() - started)
+
+
+def parse(base: Path, count: int) -> tuple[float, float]:
+    """Return the seconds and the MiB that a manifest of so many series takes."""
+    files = [
+        {
+            "path": f"series/1.2.826.0.1.3680043.10.{number}.ozx",
+            "size": 10**8,
+            "blocks": "0" * 64,
+            "series": {"modality": "CT", "description": "Chest 1.0", "slices": 300},
+        }
+        for number in range(count)
+    ]
+    document = {
+        "kakehashi_manifest": 1,
+        "project": "bench",
+        "cohort": {"version": 1, "sha256": "0" * 64},
+        "block_size": 131072,
+        "files": files,
+    }
+    raw = json.dumps(document).encode()
+    path = base / f"{count}.json"
+    path.write_bytes(raw)
+    argv = [sys.executable, "-c", PARSE, str(path), hashlib.sha256(raw).hexdigest(), str(count)]
+    seconds, mebibytes = subprocess.check_output(argv, text=True).split()
+    path.unlink()
+    return float(seconds), float(mebibytes)
+
+
+def main() -> None:
+    """Measure and report."""
+    need_root()
+    options = arguments("how the cost of reading grows")
+    rounds, entries, total = (1, ENTRIES[:2], 50_000_000) if options.quick else (
+        ROUNDS, ENTRIES, TOTAL_BYTES
+    )  # fmt: skip
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
+    with contextlib.ExitStack() as stack:
+        growth = Growth(stack, SIZES, total)
+        ways = {name: functools.partial(growth.stream, name) for name in SIZES}
+        threads = {
+            f"{count} at once": functools.partial(growth.readers, count) for count in READERS
+        }
+        iperf = {"iperf3": functools.partial(growth.far.iperf, 3)}
+        values = interleaved(iperf | ways | threads, rounds, Console(stderr=True))
+        parsed = {count: parse(growth.far.base, count) for count in entries}
+    series = [Series(name, "MB/s", found) for name, found in values.items()]
+    medians = {one.name: one.median for one in series}
+    report(
+        "How cost grows",
+        series,
+        [at_most("seconds to read a manifest of 10,000 series", [parsed[10_000][0]], 2, "s")],
+        tables=[
+            Table(
+                f"Rate at 10 ms, 2 Gbit/s (iperf3 {medians['iperf3']:.0f} MB/s)",
+                ("", "MB/s"),
+                (
+                    *((f"one stream of files of {name}", f"{medians[name]:.0f}") for name in SIZES),
+                    *(
+                        (f"files of {READERS_OF}, {name}, by plain reads", f"{medians[name]:.0f}")
+                        for name in threads
+                    ),
+                ),
+            ),
+            Table(
+                "A manifest's start-up",
+                ("series", "seconds", "MiB"),
+                tuple(
+                    (f"{count:,}", f"{seconds:.2f}", f"{mebibytes:.0f}")
+                    for count, (seconds, mebibytes) in parsed.items()
+                ),
+            ),
+        ],
+        quick=options.quick,
+        path=options.json,
+    )
+
+
+if __name__ == "__main__":
+    main()
