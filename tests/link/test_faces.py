@@ -25,9 +25,10 @@ from zarr.core.buffer import Buffer, cpu, default_buffer_prototype
 from zarr.testing.store import StoreTests
 
 from kakehashi.errors import BlockMismatchError, StoreError
-from kakehashi.link import Session, Store, ZarrStore
+from kakehashi.link import Store, ZarrStore
 from kakehashi.link.fs import _SHARED
 from kakehashi.link.manifest import NotInManifestError
+from kakehashi.link.processstore import ProcessStore
 from kakehashi.store.pack import pack_series
 from tests.link.volumes import Cohort, uid, voxels
 
@@ -76,7 +77,7 @@ def fill(store: Filled, key: str, value: Buffer) -> None:
     cohort.folder.add(uid(0), zipped(members | {key: value.to_bytes()}))
     cohort.write()
     store._stores.close()
-    store._stores.session = Session.current(cohort.path)
+    store._stores = ProcessStore(cohort.path)
 
 
 def zipped(members: dict[str, bytes]) -> bytes:
