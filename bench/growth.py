@@ -58,14 +58,14 @@ print(seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1
 class Growth:
     """Folders of files of one size each, at the far end."""
 
-    def __init__(self, stack: contextlib.ExitStack, sizes: dict[str, int], total: int) -> None:
+    def __init__(self, stack: contextlib.ExitStack) -> None:
         self.far = FarStore(stack)
         self.far.wan.set(delay_ms=RTT_MS / 2, rate_mbit=RATE_MBIT)
         self._folders: dict[str, StoreFolder] = {}
-        source = os.urandom(max(sizes.values()))
-        for name, size in sizes.items():
+        source = os.urandom(max(SIZES.values()))
+        for name, size in SIZES.items():
             folder = StoreFolder(self.far.base / f"data/{size}")
-            for number in range(max(1, total // size)):
+            for number in range(max(1, TOTAL_BYTES // size)):
                 start = number * 4096 % (len(source) - size + 1)
                 folder.contents[f"series/1.{number}.ozx"] = source[start : start + size]
                 folder.rows[f"series/1.{number}.ozx"] = {}
@@ -163,12 +163,10 @@ def main() -> None:
     """Measure and report."""
     need_root()
     options = arguments("how the cost of reading grows")
-    rounds, entries, total = (1, ENTRIES[:2], 50_000_000) if options.quick else (
-        ROUNDS, ENTRIES, TOTAL_BYTES
-    )  # fmt: skip
+    rounds, entries = (1, ENTRIES[:2]) if options.quick else (ROUNDS, ENTRIES)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     with contextlib.ExitStack() as stack:
-        growth = Growth(stack, SIZES, total)
+        growth = Growth(stack)
         ways = {name: functools.partial(growth.stream, name) for name in SIZES}
         threads = {
             f"{count} at once": functools.partial(growth.readers, count) for count in READERS

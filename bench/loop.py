@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import signal
 import sys
 import time
@@ -34,6 +35,8 @@ SHAPE = (48, 256, 256)
 SERIES = 24
 COMPUTE_S = 0.3
 CROP = (32, 96, 96)
+
+ENDS = "2099-12-31T00:00:00Z"
 
 Step = Callable[[dict[str, Any]], None]
 Times = dict[str, tuple[float, float, float]]
@@ -74,6 +77,9 @@ class Loops:
         folder = self._cohort.folder
         manifest = {"path": "/cohort/store/manifest.json", "sha256": folder.sha256}
         self._cohort.write(manifest=manifest)
+        # What is pinned is dropped without a lease.
+        lease = {"expires_at": ENDS, "ends_at": ENDS, "state": "live", "message": ""}
+        (base / "lease.json").write_text(json.dumps(lease))
         self.bytes = sum(len(data) for data in folder.contents.values())
         self.first_s: dict[str, list[float]] = {}
         self.waited: dict[str, list[float]] = {}
