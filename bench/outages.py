@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import mmap
 import signal
 import socket
 import sys
@@ -44,7 +43,10 @@ class Reading:
     def __init__(self, far: FarStore, through: Callable[[Connect], Connect] | None = None) -> None:
         self._stack = contextlib.ExitStack()
         self.reader, _ = far.reader(self._stack, through=through)
-        self._truth = {path: _mapped(self._stack, far.base / "data" / path) for path in far.packed}
+        # A copy: what is changed at the store later is not changed here.
+        self._truth = {
+            path: memoryview((far.base / "data" / path).read_bytes()) for path in far.packed
+        }
         self.bytes = self.wrong = 0
         self.errors: list[str] = []
         self.refused: list[str] = []
@@ -98,17 +100,6 @@ class Reading:
         else:
             self.wrong += data != self._truth[path][at : at + PART_BYTES]
             self.bytes += len(data)
-
-
-def _mapped(stack: contextlib.ExitStack, path: Path) -> memoryview:
-    # A copy of its own: what is changed at the store later is not changed here.
-    with path.open("rb") as file:
-        size = path.stat().st_size
-        memory = stack.enter_context(contextlib.closing(mmap.mmap(-1, size)))
-        file.readinto(memory)
-    view = memoryview(memory)
-    stack.callback(view.release)
-    return view.toreadonly()
 
 
 class Flipping:
