@@ -56,9 +56,7 @@ def split(data: bytes) -> list[bytes]:
     return data.splitlines(keepends=True)
 
 
-anywhere = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150
-)
+anywhere = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 
 
 def test_untouched_trail_verifies(whole: tuple[bytes, Head], tmp_path: Path) -> None:

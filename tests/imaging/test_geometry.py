@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kakehashi.errors import PackError
@@ -52,7 +52,6 @@ def volumes(draw: st.DrawFn, sheared: bool = False) -> dict[str, np.ndarray]:
     }
 
 
-@settings(deadline=None)
 @given(volumes())
 def test_every_slice_lies_where_dicom_puts_it(volume):
     grid = grid_of_planes(volume["positions"], volume["orientations"], volume["spacings"], None)
@@ -67,7 +66,6 @@ def test_every_slice_lies_where_dicom_puts_it(volume):
     assert z == pytest.approx(np.linalg.norm(volume["step"]), abs=1e-4)
 
 
-@settings(deadline=None)
 @given(volumes(sheared=True))
 def test_a_tilted_gantry_is_exact_and_flagged(volume):
     grid = grid_of_planes(volume["positions"], volume["orientations"], volume["spacings"], None)
@@ -77,7 +75,6 @@ def test_a_tilted_gantry_is_exact_and_flagged(volume):
     assert "tilted" in grid.flags
 
 
-@settings(deadline=None)
 @given(volumes(), st.lists(st.tuples(places, places, places), min_size=1, max_size=5))
 def test_to_voxel_undoes_to_patient(volume, points):
     affine = grid_of_planes(

@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 import pytest
 import zarr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.core.buffer import default_buffer_prototype
@@ -60,7 +60,6 @@ names = st.text(
 archives = st.dictionaries(names, st.binary(max_size=300), max_size=8)
 
 
-@settings(deadline=None)
 @given(archives, st.data())
 def test_members_and_their_parts_come_back(members, data):
     store = ZipStore(MemoryReader(make_zip(members)))
@@ -80,7 +79,6 @@ def test_members_and_their_parts_come_back(members, data):
             get(store, name, RangeByteRequest(0, len(content) + 1))
 
 
-@settings(deadline=None)
 @given(archives, st.data())
 def test_a_changed_byte_gives_the_right_bytes_or_an_error(members, data):
     raw = bytearray(make_zip(members))
@@ -94,7 +92,6 @@ def test_a_changed_byte_gives_the_right_bytes_or_an_error(members, data):
     assert all(content in members.values() for content in found.values())
 
 
-@settings(deadline=None)
 @given(archives, st.data())
 def test_a_cut_file_is_an_error(members, data):
     raw = make_zip(members)
@@ -102,7 +99,6 @@ def test_a_cut_file_is_an_error(members, data):
         ZipStore(MemoryReader(raw[: data.draw(st.integers(0, len(raw) - 1))]))
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_any_bytes_are_an_error_not_a_crash(raw):
     with pytest.raises(StoreError):

@@ -20,10 +20,19 @@ def folder(tmp_path: Path) -> StoreFolder:
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server, to write to as well where the module says ``WRITES``."""
+    server = Server(writes=getattr(request.module, "WRITES", False))
     yield server
     server.close()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The work folder, where the store keeps it."""
+    root = tmp_path / "work"
+    root.mkdir()
+    return root
 
 
 @pytest.fixture

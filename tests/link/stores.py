@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import signal
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from kakehashi.link.work import is_part
 
 SFTP_SERVER = "/usr/lib/openssh/sftp-server"
 CHROOT = Path(__file__).with_name("chroot.py")
@@ -161,6 +164,28 @@ class Server:
             end.close()
 
 
+class Gate:
+    """The way to a server; shut, so that each attempt is refused, until it is opened."""
+
+    def __init__(self, server: Server) -> None:
+        self.refusals = 0
+        self.asked = threading.Event()
+        self.opened = threading.Event()
+        self._server = server
+
+    def __call__(self) -> socket.socket:
+        self.asked.set()
+        if not self.opened.is_set():
+            self.refusals += 1
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+        return self._server()
+
+
+def parts(folder: Path) -> list[str]:
+    """Return the names of what is half written below a folder."""
+    return [path.name for path in folder.rglob("*") if is_part(path.name)]
+
+
 def work_server(work: Path) -> list[str]:
     """Return the command of a server on which a folder is /work; needs root."""
     unshare = ["/usr/bin/unshare", "--mount", "--propagation", "private"]
@@ -184,18 +209,20 @@ class Broker:
         self._thread.start()
 
     def _serve(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
+        while True:
+            try:
                 connection, _ = self._listener.accept()
-                with connection, self._lock:
-                    self.connections += 1
-                    self._processes.append(
-                        subprocess.Popen(
-                            self._command,
-                            stdin=connection.fileno(),
-                            stdout=connection.fileno(),
-                        )
+            except OSError as error:
+                if error.errno == errno.EINVAL:
+                    return  # closed
+                raise
+            with connection, self._lock:
+                self.connections += 1
+                self._processes.append(
+                    subprocess.Popen(
+                        self._command, stdin=connection.fileno(), stdout=connection.fileno()
                     )
+                )
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to every server that runs now; SIGKILL is what a cut connection does."""

@@ -52,7 +52,7 @@ import os, subprocess, sys, time
 server = subprocess.Popen([sys.argv[1], "-R"], stdin=0, stdout=subprocess.PIPE)
 try:
     while data := server.stdout.read1(4096):
-        time.sleep(len(data) / float(sys.argv[2]))
+        time.sleep(len(data) / float(sys.argv[2]))  # the line's rate
         os.write(1, data)
 except BrokenPipeError:
     pass

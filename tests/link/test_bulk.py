@@ -6,7 +6,6 @@ import asyncio
 import gc
 import os
 import signal
-import socket
 import threading
 import weakref
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from kakehashi.errors import BlockMismatchError, LinkClosedError, LinkError
 from kakehashi.link import Reader
 from kakehashi.link.bulk import AHEAD_BYTES, Bulk, Memory
 from kakehashi.link.manifest import NotInManifestError
-from tests.link.stores import BLOCK, Server, StoreFolder, random_bytes
+from tests.link.stores import BLOCK, Gate, Server, StoreFolder, random_bytes
 from tests.link.test_reader import reader_of, until
 
 SIZES = [0, 1, 700, BLOCK - 1, BLOCK, 3 * BLOCK + 5, 40 * BLOCK + 11, 2, 17 * BLOCK]
@@ -53,7 +52,7 @@ def test_whole_files_come_in_order_as_they_are(folder: StoreFolder, server: Serv
         assert all(data.readonly for data in got)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     wanted=st.lists(
         st.tuples(st.integers(0, 6), st.integers(0, 310_000), st.integers(0, 320_000)), max_size=20
@@ -240,17 +239,12 @@ def test_a_stopped_server_leaves_the_work_to_the_others(
 def test_closing_the_reader_ends_who_waits(folder: StoreFolder, server: Server) -> None:
     paths = filled(folder, [BLOCK] * 2000)
     manifest = reader_of(folder, server).manifest
-    asked = threading.Event()
-
-    def connect() -> socket.socket:
-        asked.set()
-        raise ConnectionRefusedError(111, "Connection refused")
-
-    reader = Reader(connect, manifest, manifest_path=folder.manifest_path)
+    gate = Gate(server)
+    reader = Reader(gate, manifest, manifest_path=folder.manifest_path)
     with ThreadPoolExecutor(1) as pool:
         bulk = reader.read_many([(path, 0, 10) for path in paths])
         read = pool.submit(next, bulk)
-        assert asked.wait(10)
+        assert gate.asked.wait(10)
         reader.close()
         with pytest.raises(LinkClosedError):
             read.result(timeout=10)
@@ -265,12 +259,8 @@ def test_closing_the_stream_ends_who_waits_and_frees_all(
 ) -> None:
     paths = filled(folder, [40 * BLOCK] * 3)
     manifest = reader_of(folder, server).manifest
-    asked = threading.Event()
+    gate = Gate(server)
     memory: list[weakref.ref[memoryview]] = []
-
-    def connect() -> socket.socket:
-        asked.set()
-        raise ConnectionRefusedError(111, "Connection refused")
 
     def allocate(length: int) -> memoryview:
         view = Memory()(length)
@@ -278,7 +268,7 @@ def test_closing_the_stream_ends_who_waits_and_frees_all(
         return view
 
     with (
-        Reader(connect, manifest, manifest_path=folder.manifest_path) as reader,
+        Reader(gate, manifest, manifest_path=folder.manifest_path) as reader,
         ThreadPoolExecutor(1) as pool,
     ):
         for path in paths:
@@ -287,7 +277,7 @@ def test_closing_the_stream_ends_who_waits_and_frees_all(
             )
         bulk = Bulk(reader, paths, allocate=allocate)
         read = pool.submit(next, bulk, None)
-        until(lambda: bool(bulk._flying) and asked.is_set())
+        until(lambda: bool(bulk._flying) and gate.asked.is_set())
         assert any(one() is not None for one in memory)
         bulk.close()
         assert read.result(timeout=10) is None
@@ -371,12 +361,7 @@ def test_a_cancelled_read_frees_its_memory_and_leaves_the_rest(
 ) -> None:
     (path,) = filled(folder, [64 * BLOCK])
     manifest = reader_of(folder, server).manifest
-    reachable = threading.Event()
-
-    def connect() -> socket.socket:
-        if not reachable.is_set():
-            raise ConnectionRefusedError(111, "Connection refused")
-        return server()
+    gate = Gate(server)
 
     async def drive(reader: Reader) -> None:
         reader._keep_list(
@@ -390,11 +375,11 @@ def test_a_cancelled_read_frees_its_memory_and_leaves_the_rest(
         with pytest.raises(asyncio.CancelledError):
             await task
         assert all(piece.into is None for piece in reader._pool._ahead)
-        reachable.set()
+        gate.opened.set()
         assert await file.aread(0, file.size) == folder.contents[path]
         assert reader.stats().bytes == 64 * BLOCK, "what was cancelled is not read at all"
 
-    with Reader(connect, manifest, manifest_path=folder.manifest_path) as reader:
+    with Reader(gate, manifest, manifest_path=folder.manifest_path) as reader:
         asyncio.run(drive(reader))
 
 
@@ -424,17 +409,11 @@ def test_asyncio_sees_the_errors(folder: StoreFolder, server: Server) -> None:
 def test_a_loop_that_ended_does_not_harm_the_link(folder: StoreFolder, server: Server) -> None:
     (path,) = filled(folder, [4 * BLOCK])
     manifest = reader_of(folder, server).manifest
-    reachable = threading.Event()
-
-    def connect() -> socket.socket:
-        if not reachable.is_set():
-            raise ConnectionRefusedError(111, "Connection refused")
-        return server()
-
-    with Reader(connect, manifest, manifest_path=folder.manifest_path) as reader:
+    gate = Gate(server)
+    with Reader(gate, manifest, manifest_path=folder.manifest_path) as reader:
         with pytest.raises(TimeoutError):
             asyncio.run(asyncio.wait_for(reader.aopen(path), 0.01))
-        reachable.set()
+        gate.opened.set()
         assert reader.open(path).read(0, BLOCK) == folder.contents[path][:BLOCK]
 
 

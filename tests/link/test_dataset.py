@@ -282,7 +282,7 @@ def run_ranks(cohort: Cohort, world: int, batch: int, state: Any, batches: int |
     return got, states[0]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     worlds=st.tuples(st.integers(1, 3), st.integers(1, 4)),
     sizes=st.tuples(st.integers(1, 4), st.integers(1, 4)),
@@ -299,7 +299,7 @@ def test_another_number_of_ranks_can_go_on_without_loss_or_repetition(
     assert (after["epoch"], after["done"]) == (1, 0)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(at=st.integers(0, 20), workers=st.sampled_from([0, 0, 0, 2]), batch=st.integers(1, 5))
 def test_a_resume_anywhere_equals_the_undisturbed_run_to_the_bit(
     cohort: Cohort, at: int, workers: int, batch: int

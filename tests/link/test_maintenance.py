@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kakehashi.errors import (
@@ -178,7 +178,6 @@ def undisturbed(cohort: Cohort) -> tuple[list[list[int]], list[str]]:
 # --- the order ---------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(
     count=st.integers(1, 60),
     seed=st.integers(0, 1000),

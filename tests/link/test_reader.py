@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from kakehashi.errors import BlockMismatchError, LinkClosedError, LinkError
 from kakehashi.link import Reader
 from kakehashi.link.manifest import NotInManifestError
-from tests.link.stores import BLOCK, Server, StoreFolder, random_bytes
+from tests.link.stores import BLOCK, Gate, Server, StoreFolder, random_bytes
 
 
 def reader_of(
@@ -65,7 +66,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StoreFold
     server.close()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     ranges=st.lists(st.tuples(st.integers(0, 310_000), st.integers(0, 100_000)), max_size=12),
     cache=st.sampled_from([1, 20_000, 1 << 20]),
@@ -327,24 +328,15 @@ def test_a_store_out_of_reach_is_waited_for(folder: StoreFolder, server: Server)
     data = random_bytes(5 * BLOCK)
     path = folder.add("1.2.3", data)
     manifest = reader_of(folder, server).manifest
-    refusals = 0
-    reachable = threading.Event()
-
-    def connect() -> socket.socket:
-        nonlocal refusals
-        if not reachable.is_set():
-            refusals += 1
-            raise ConnectionRefusedError(111, "Connection refused")
-        return server()
-
+    gate = Gate(server)
     with (
-        Reader(connect, manifest, manifest_path=folder.manifest_path) as reader,
+        Reader(gate, manifest, manifest_path=folder.manifest_path) as reader,
         ThreadPoolExecutor(1) as pool,
     ):
         read = pool.submit(lambda: reader.open(path).read(0, len(data)))
-        until(lambda: refusals > 3)
+        until(lambda: gate.refusals > 3)
         assert not read.done()
-        reachable.set()
+        gate.opened.set()
         assert read.result(timeout=30) == data
         assert reader.stats().waiting_s > 0
 
@@ -376,16 +368,11 @@ def test_a_silent_channel_is_replaced(folder: StoreFolder, server: Server) -> No
 def test_closing_ends_reads_that_wait(folder: StoreFolder, server: Server) -> None:
     path = folder.add("1.2.3", random_bytes(BLOCK))
     manifest = reader_of(folder, server).manifest
-    asked = threading.Event()
-
-    def connect() -> socket.socket:
-        asked.set()
-        raise ConnectionRefusedError(111, "Connection refused")
-
-    reader = Reader(connect, manifest, manifest_path=folder.manifest_path)
+    gate = Gate(server)
+    reader = Reader(gate, manifest, manifest_path=folder.manifest_path)
     with ThreadPoolExecutor(1) as pool:
         read = pool.submit(reader.open, path)
-        assert asked.wait(10)
+        assert gate.asked.wait(10)
         reader.close()
         with pytest.raises(LinkClosedError):
             read.result(timeout=10)
@@ -434,18 +421,83 @@ def test_nothing_is_left_running(folder: StoreFolder, server: Server) -> None:
     forgotten.open(path).read(0, 10)
     assert link_threads()
     del forgotten
-    assert not link_threads(), "a reader that nobody holds any more ends its threads"
+    until(lambda: not link_threads())  # a reader that nobody holds any more ends its threads
+
+
+def test_a_reader_may_be_forgotten_in_the_middle_of_its_own_work(
+    folder: StoreFolder, server: Server
+) -> None:
+    # Garbage collection comes wherever memory is asked for, so also where the pool is locked.
+    path = folder.add("1.2.3", random_bytes(BLOCK))
+    forgotten = reader_of(folder, server)
+    forgotten.open(path).read(0, 10)
+    pool = forgotten._pool
+    with pool._lock:
+        del forgotten
+    until(lambda: not link_threads())
+    assert pool.pulse(0).closed
+
+
+def bells() -> int:
+    return sum(
+        str(entry.readlink()) == "anon_inode:[eventfd]"
+        for entry in Path("/proc/self/fd").iterdir()
+        if entry.is_symlink()
+    )
+
+
+def test_what_is_closed_holds_no_descriptors(folder: StoreFolder, server: Server) -> None:
+    path = folder.add("1.2.3", random_bytes(BLOCK))
+    before = bells()
+    kept = []
+    for _ in range(3):
+        with reader_of(folder, server) as reader:
+            reader.open(path).read(0, 10)
+            assert bells() > before
+            kept.append(reader)
+        assert bells() == before
+    unused = reader_of(folder, server, channels=16)
+    assert bells() == before, "a channel takes a descriptor when it is first needed"
+    unused.close()
+
+
+def test_a_process_without_a_descriptor_left_is_told_so_and_can_go_on(
+    folder: StoreFolder, server: Server
+) -> None:
+    path = folder.add("1.2.3", random_bytes(BLOCK))
+    with ExitStack() as stack:
+        manifest = reader_of(folder, server).manifest
+        # Both without a channel at all, and with one that was lost.
+        fresh, used = (
+            stack.enter_context(Reader(server, manifest, manifest_path=folder.manifest_path))
+            for _ in range(2)
+        )
+        assert used.open(path).read(0, 10)
+        used._blocks.clear()
+        server.kill()
+        most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        few = max(int(entry.name) for entry in Path("/proc/self/fd").iterdir()) + 1
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
+        with ExitStack() as files:
+            try:
+                with suppress(OSError):
+                    while True:
+                        files.enter_context(Path(os.devnull).open())
+                for reader in (fresh, used):
+                    with pytest.raises(LinkError, match=f"may have {few} files open"):
+                        reader.open(path).read(0, 10)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        for reader in (fresh, used):
+            assert reader.open(path).read(0, 10)
 
 
 def test_a_read_can_be_interrupted(folder: StoreFolder, server: Server) -> None:
     path = folder.add("1.2.3", random_bytes(BLOCK))
     manifest = reader_of(folder, server).manifest
 
-    def connect() -> socket.socket:
-        raise ConnectionRefusedError(111, "Connection refused")
-
     with (
-        Reader(connect, manifest, manifest_path=folder.manifest_path) as reader,
+        Reader(Gate(server), manifest, manifest_path=folder.manifest_path) as reader,
         pytest.raises(InterruptedError),
     ):
         reader.open(path, interrupted=lambda: True)

@@ -17,7 +17,7 @@ from kakehashi.errors import BlockMismatchError
 from kakehashi.link import Reader
 from kakehashi.link.figures import HISTORY_S, Ledger
 from kakehashi.link.manifest import Manifest
-from tests.link.stores import BLOCK, Server, StoreFolder, random_bytes
+from tests.link.stores import BLOCK, Gate, Server, StoreFolder, random_bytes
 from tests.link.test_reader import reader_of, until
 
 
@@ -186,11 +186,8 @@ def test_a_file_that_one_lacks_comes_from_the_other(tmp_path: Path) -> None:
 def test_the_manifest_comes_from_whichever_has_it(folder: StoreFolder, server: Server) -> None:
     folder.add("1.2.3", b"x")
 
-    def refused() -> socket.socket:
-        raise ConnectionRefusedError(111, "Connection refused")
-
     with Reader.connect(
-        [refused, server], manifest_path=folder.manifest_path, sha256=folder.sha256
+        [Gate(server), server], manifest_path=folder.manifest_path, sha256=folder.sha256
     ) as reader:
         assert len(reader.manifest.files) == 1
     with pytest.raises(ValueError, match="at least one endpoint"):

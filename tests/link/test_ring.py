@@ -55,7 +55,7 @@ class Thing:
         return self.number
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     sizes=st.lists(st.integers(0, 150), max_size=40),
     capacity=st.integers(1, 100),

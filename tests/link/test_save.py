@@ -32,37 +32,19 @@ from kakehashi.link.work import (
     WorkFullError,
     WorkLostError,
     WorkNotFoundError,
-    is_part,
     part_name,
 )
 from kakehashi.link.workchannel import ChannelFolder
 from tests.lab.hosts import wait_for
-from tests.link.stores import SFTP_SERVER, Broker, Server, random_bytes
+from tests.link.stores import SFTP_SERVER, Broker, Server, parts, random_bytes
 from tests.link.test_sshd import Sshd
 from tests.link.test_work import Cutter, StepCutter, cut_point
 
 PATIENCE_S = 20.0
 REPOSITORY = Path(__file__).resolve().parents[2]
+WRITES = True
 OLD, NEW = b"old " * 1000, random_bytes(700_000)
 BIG = random_bytes(13 * RANGE + 17)
-
-
-def parts(folder: Path) -> list[str]:
-    return [path.name for path in folder.rglob("*") if is_part(path.name)]
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    root = tmp_path / "work"
-    root.mkdir()
-    return root
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server(writes=True)
-    yield server
-    server.close()
 
 
 @pytest.fixture
@@ -214,7 +196,7 @@ def test_rotation_is_whole_whatever_packet_is_lost(tmp_path: Path) -> None:
 # Cuts.
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.booleans(), st.floats(0, 1), st.booleans())
 def test_a_cut_anywhere_leaves_the_old_or_the_new(
     towards_store: bool, place: float, comes_back: bool

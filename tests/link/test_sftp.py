@@ -217,7 +217,7 @@ _packets = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.booleans(), st.lists(_packets, max_size=6))
 def test_whatever_a_server_says_it_is_an_answer_or_an_error(
     greets: bool, packets: list[bytes]
@@ -355,7 +355,7 @@ _write_packets = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.lists(_write_packets, max_size=8),
     st.sampled_from(["write", "list", "read", "stat", "real", "rename", "flush"]),

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from kakehashi.errors import BlockMismatchError, LinkClosedError, LinkError, Ses
 from kakehashi.imaging.ozip import FileReader, open_pack
 from kakehashi.link.manifest import NotInManifestError
 from kakehashi.store.pack import pack_series
+from tests.lab.hosts import wait_for
 from tests.link.stores import Broker, StoreFolder
 
 DATA = Path(__file__).parent.parent / "data"
@@ -235,6 +237,29 @@ def test_the_table_of_a_long_cohort_is_cut_and_says_so(tmp_path: Path) -> None:
     with Store(session.write()) as store:
         assert "and 10 more" in store.cohort._repr_html_()
     session.broker.close()
+
+
+def test_a_series_that_waits_for_its_bytes_holds_up_no_other(
+    session: Session, store: Store, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    uid = session.uids["ct_chest"]
+    silent = Broker(tmp_path_factory.mktemp("silent") / "store.sock", ["/bin/sleep", "1000"])
+    path = session.write(socket=str(silent.path))
+    try:
+        with (
+            Store(path, manifest=store.reader.manifest) as hanging,
+            ThreadPoolExecutor() as threads,
+        ):
+            waiting = threads.submit(lambda: hanging.series(uid).array)
+            wait_for("it to ask", lambda: hanging.reader._pool.pulse(0).asked)
+            read = threads.submit(lambda: store.series(uid).array)
+            assert read.result(timeout=30).shape == store.series(uid).shape
+            assert not waiting.done(), "the control: it does wait"
+            hanging.close()
+            with pytest.raises(LinkClosedError):
+                waiting.result(timeout=30)
+    finally:
+        silent.close()
 
 
 def test_a_series_outside_of_the_cohort_is_refused(store: Store) -> None:

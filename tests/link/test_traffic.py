@@ -73,20 +73,20 @@ def test_every_byte_is_counted_in_its_second(cohort: Cohort) -> None:
     assert 0 < found.rtt_s < 1
 
 
+def elsewhere(code: str, cohort: Cohort) -> str:
+    """Run code in another process; returns what it printed."""
+    argv = [sys.executable, "-c", code, str(cohort.path)]
+    return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
 def test_two_readers_and_another_process_are_one_sum(cohort: Cohort) -> None:
     code = (
         "import sys; from pathlib import Path; from tests.link.test_traffic import read_all; "
         "print(read_all(Path(sys.argv[1])))"
     )
-    away = subprocess.run(
-        [sys.executable, "-c", code, str(cohort.path)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
+    away = elsewhere(code, cohort)
     here = [read_all(cohort.path), read_all(cohort.path)]
-    assert total(TrafficLog(cohort.path)) == sum(here) + int(away.stdout)
+    assert total(TrafficLog(cohort.path)) == sum(here) + int(away)
 
 
 def test_another_session_is_not_in_it(cohort: Cohort) -> None:
@@ -157,14 +157,7 @@ def test_room_is_taken_at_once_and_a_full_folder_costs_no_read(cohort: Cohort) -
         "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536));"
         "read = read_all(Path(sys.argv[1])); print(read, total(TrafficLog(sys.argv[1])))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(cohort.path)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    read, seen = map(int, done.stdout.split())
+    read, seen = map(int, elsewhere(code, cohort).split())
     assert seen == read > 0
     # The others do not see it.
     assert total(TrafficLog(cohort.path)) == 0

@@ -33,10 +33,11 @@ from kakehashi.link.work import (
 )
 from kakehashi.link.workchannel import ChannelFolder
 from tests.link.chroot import SYSTEM
-from tests.link.stores import SFTP_SERVER, Broker, Server, random_bytes, work_server
+from tests.link.stores import SFTP_SERVER, Broker, Server, parts, random_bytes, work_server
 from tests.link.test_session import write as write_session
 
 PATIENCE_S = 10.0
+WRITES = True
 OLD, NEW = b"old " * 1000, random_bytes(700_000)
 
 
@@ -73,24 +74,6 @@ class Cutter(Server):
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
-
-
-def parts(folder: Path) -> list[str]:
-    return [path.name for path in folder.rglob("*") if is_part(path.name)]
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    root = tmp_path / "work"
-    root.mkdir()
-    return root
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server(writes=True)
-    yield server
-    server.close()
 
 
 @pytest.fixture
@@ -248,7 +231,7 @@ def test_a_name_that_is_too_long_is_an_error(channel: ChannelFolder) -> None:
         channel.write("x" * 300, b"x")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from(["a", "b", "..", ".", "", "日本"]), min_size=1, max_size=6))
 def test_no_path_reaches_beyond_the_folder(pieces: list[str]) -> None:
     with tempfile.TemporaryDirectory() as base, contextlib.ExitStack() as stack:
@@ -294,7 +277,7 @@ def cut_point(place: float, whole: int) -> int:
     return max(0, min(whole, place if place >= 0 else whole + place))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(st.booleans(), _places)
 def test_a_write_survives_a_cut_anywhere(
     traffic: dict[bool, int], towards_store: bool, place: float
@@ -311,7 +294,7 @@ def test_a_write_survives_a_cut_anywhere(
         assert not parts(root)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(st.booleans(), _places)
 def test_a_write_that_is_given_up_leaves_the_old_or_the_new_file(
     traffic: dict[bool, int], towards_store: bool, place: float

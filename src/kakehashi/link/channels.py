@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import threading
 import time
 from typing import TYPE_CHECKING, TypeVar
@@ -15,8 +14,8 @@ from kakehashi.link.sftpwrite import WritingSftp
 from kakehashi.link.work import WorkDeniedError, WorkError, WorkLostError, WorkNotFoundError
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 T = TypeVar("T")
 
@@ -26,36 +25,9 @@ PATIENCE_S = 30.0
 _CHANNELS = 3
 # More are closed again: others in the session want some too.
 _IDLE = 3
-_CONNECT_S = 20.0
 # A silent store is given up sooner than by a reader: somebody waits for the save.
 _SILENT_S = 20.0
 _PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
-
-
-def connect(path: Path) -> socket.socket:
-    """Open a channel through the session's socket.
-
-    Raises
-    ------
-    LinkClosedError
-        There is no such socket any more: the session has ended.
-    OSError
-        It does not answer.
-    """
-    channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        channel.settimeout(_CONNECT_S)
-        channel.connect(str(path))
-    except FileNotFoundError:
-        channel.close()
-        raise LinkClosedError(
-            f"the way to the work folder is closed: no {path}; "
-            "the session has ended, start a new one"
-        ) from None
-    except BaseException:
-        channel.close()
-        raise
-    return channel
 
 
 class Channels:

@@ -21,8 +21,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -49,21 +48,22 @@ class Order:
     count: int
     seed: int
     epoch: int
+    _key: bytes = field(init=False, repr=False, compare=False)
+    # Bits of half the network.
+    _half: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, value in (("count", self.count), ("seed", self.seed), ("epoch", self.epoch)):
             if not 0 <= value < _LARGEST:
                 raise ValueError(f"{name} must be a whole number from 0 to 2^64 - 1, got {value}")
 
-    @cached_property
-    def _key(self) -> bytes:
         text = b"".join(value.to_bytes(8) for value in (self.seed, self.epoch, self.count))
-        return hashlib.blake2b(text, digest_size=32, person=b"kakehashi order").digest()
-
-    @cached_property
-    def _half(self) -> int:
-        """Bits of half the network."""
-        return -(-max(_LEAST_BITS, (self.count - 1).bit_length()) // 2)
+        key = hashlib.blake2b(text, digest_size=32, person=b"kakehashi order").digest()
+        # Set here and not by cached_property: in Python 3.11 its lock is of the whole class, and
+        # a process that is forked while another thread holds it would wait for it for ever.
+        object.__setattr__(self, "_key", key)
+        half = -(-max(_LEAST_BITS, (self.count - 1).bit_length()) // 2)
+        object.__setattr__(self, "_half", half)
 
     def sample(self, position: int) -> int:
         """Return which sample comes at a position of the epoch.

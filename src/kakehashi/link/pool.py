@@ -12,10 +12,12 @@ gave wrong bytes where another gave the right ones is put aside.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import os
 import random
+import resource
 import select
 import threading
 import time
@@ -57,6 +59,7 @@ _SILENT_S = 8.0
 _TOGETHER = 4
 _REQUESTS = 64
 _LOOK_S = 0.5
+_NO_FILES = (errno.EMFILE, errno.ENFILE)
 
 Waiter = Callable[["Piece"], None]
 
@@ -122,6 +125,42 @@ class _Replica:
     failing: bool = False
 
 
+class _Bell:
+    """Wakes a channel's thread.
+
+    Its descriptor is closed with the last reference to it: whoever is ringing still holds one, so
+    that nobody rings a number that is another file by now.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+    def ring(self) -> None:
+        os.eventfd_write(self._fd, 1)
+
+    def poll(self, fd: int | None = None) -> select.poll:
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        if fd is not None:
+            poll.register(fd, select.POLLIN)
+        return poll
+
+    def wait(self, poll: select.poll, timeout_s: float | None) -> tuple[bool, bool]:
+        """Wait; return if it has rung, and if something else is readable."""
+        rung = other = False
+        for fd, _ in poll.poll(None if timeout_s is None else timeout_s * 1000):
+            if fd == self._fd:
+                rung = True
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._fd)
+            else:
+                other = True
+        return rung, other
+
+
 @dataclass(eq=False)
 class _Channel:
     """One thread's own: its number, its bell, and what it has taken from the queue."""
@@ -129,7 +168,8 @@ class _Channel:
     number: int
     patience_s: float
     replica: _Replica
-    bell: int = field(default_factory=lambda: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+    # As long as its thread runs; a process may have many pools, and few descriptors.
+    bell: _Bell | None = None
     thread: threading.Thread | None = None
     sftp: Sftp | None = None
     connected: bool = False
@@ -138,35 +178,14 @@ class _Channel:
     depth: int = 2 * pace.DEPTH_LEAST
     rtt_s: float | None = None
 
-    def __del__(self) -> None:
-        # Not sooner: a thread that still runs could ring a number that is another file by now.
-        os.close(self.bell)
-
     @property
     def full(self) -> bool:
         return 4 * self.flying >= 3 * self.depth or len(self.taken) >= _REQUESTS
 
     def ring(self) -> None:
-        os.eventfd_write(self.bell, 1)
-
-    def poll(self, fd: int | None = None) -> select.poll:
-        poll = select.poll()
-        poll.register(self.bell, select.POLLIN)
-        if fd is not None:
-            poll.register(fd, select.POLLIN)
-        return poll
-
-    def wait(self, poll: select.poll, timeout_s: float | None) -> tuple[bool, bool]:
-        """Wait; return if the bell has rung, and if something else is readable."""
-        rung = other = False
-        for fd, _ in poll.poll(None if timeout_s is None else timeout_s * 1000):
-            if fd == self.bell:
-                rung = True
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(self.bell)
-            else:
-                other = True
-        return rung, other
+        bell = self.bell
+        if bell is not None:
+            bell.ring()
 
 
 class Pool:
@@ -196,6 +215,7 @@ class Pool:
         self._urgent: deque[Piece] = deque()
         self._ahead: deque[Piece] = deque()
         self._closed: LinkClosedError | None = None
+        self._abandoned = False
         self._channels = [
             _Channel(number, min(_SILENT_S, patience_s), self._replicas[number % len(connects)])
             for number in range(most)
@@ -210,16 +230,20 @@ class Pool:
         """Queue pieces; those that somebody waits for go before the others.
 
         A piece that is queued can be submitted again as urgent. Once the pool is closed, pieces
-        are done at once, with a ``LinkClosedError``.
+        are done at once, with a ``LinkClosedError``; and with a ``LinkError`` where this process
+        has no descriptor left for a channel.
         """
         with self._lock:
             self._ledger.begin()
             before = len(self._urgent) + len(self._ahead)
             (self._urgent if urgent else self._ahead).extend(pieces)
-            dropped = self._drop_queue() if self._closed is not None else []
+            dropped = self._drop_queue(self._closed) if self._closed is not None else []
             # With a longer queue every channel was called already, and takes what it can.
             if self._closed is None and before < len(self._channels):
-                self._call()
+                try:
+                    self._call()
+                except OSError as error:
+                    dropped = self._drop_queue(_no_channel(error))
         _tell(dropped)
 
     def when_done(self, piece: Piece, waiter: Waiter) -> None:
@@ -306,7 +330,7 @@ class Pool:
                 seconds=self._ledger.since(since),
                 asked=any(not piece.done for piece in wanted),
                 rtt_s=min(rtts, default=0.0),
-                closed=self._closed is not None,
+                closed=self._abandoned or self._closed is not None,
             )
 
     def close(self, reason: str = "the link was closed") -> None:
@@ -317,7 +341,22 @@ class Pool:
             if channel.thread is not None and channel.thread is not threading.current_thread():
                 channel.thread.join(timeout=1.0)
 
+    def abandon(self) -> None:
+        """Have the channels end by themselves.
+
+        For garbage collection: it comes in the middle of anything, also of what holds this pool's
+        lock, so that no lock may be taken and nothing waited for.
+        """
+        self._abandoned = True
+        for channel in self._channels:
+            channel.ring()
+
     # ------------------------------------------------------------------ channels
+
+    def _is_over(self) -> bool:
+        if self._abandoned:
+            self._shut("nobody can read from it any more")
+        return self._closed is not None
 
     def _shut(self, reason: str) -> None:
         with self._lock:
@@ -327,23 +366,37 @@ class Pool:
                 if channel.sftp is not None:
                     channel.sftp.abort()
                 channel.ring()
-            dropped = self._drop_queue()
+            dropped = self._drop_queue(self._closed)
         _tell(dropped)
 
     def _call(self, *, every: bool = False) -> None:
-        """With the lock held: wake as many channels as there is work for, the idlest first."""
+        """With the lock held: wake as many channels as there is work for, the idlest first.
+
+        Raises
+        ------
+        OSError
+            There is no channel, and no descriptor for one.
+        """
         queued = len(self._urgent) + len(self._ahead)
         if queued and every:
             queued = len(self._channels)
         wanted = self._ranked()[: self._limit()]
         for channel in sorted(wanted, key=lambda c: (c.flying, not c.connected))[:queued]:
             if channel.thread is None:
-                channel.thread = threading.Thread(
-                    target=self._run, args=(channel,), name=f"link-{channel.number}", daemon=True
-                )
-                channel.thread.start()
+                try:
+                    self._begin(channel)
+                except OSError:
+                    if all(one.thread is None for one in self._channels):
+                        raise
             elif not channel.full:
                 channel.ring()
+
+    def _begin(self, channel: _Channel) -> None:
+        bell = channel.bell = _Bell(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        channel.thread = threading.Thread(
+            target=self._run, args=(channel, bell), name=f"link-{channel.number}", daemon=True
+        )
+        channel.thread.start()
 
     def _ranked(self) -> list[_Channel]:
         """Return the channels, those first that are to go on if there are to be fewer.
@@ -378,20 +431,20 @@ class Pool:
                 key=lambda replica: (replica not in users, users.count(replica)),
             )
 
-    def _run(self, channel: _Channel) -> None:
+    def _run(self, channel: _Channel, bell: _Bell) -> None:
         pause, longest = _PAUSE_S
-        while self._wait_for_work(channel):
+        while self._wait_for_work(channel, bell):
             exchange: _Exchange | None = None
             self._assign(channel)
             try:
                 with Sftp(channel.replica.connect(), patience_s=channel.patience_s) as sftp:
                     self._greet(channel, sftp)
-                    exchange = _Exchange(self, channel, sftp)
+                    exchange = _Exchange(self, channel, bell, sftp)
                     exchange.run()
             except LinkClosedError as error:
                 self._shut(str(error))
-            except (LinkError, OSError):
-                self._lost(channel, exchange)
+            except (LinkError, OSError) as error:
+                self._lost(channel, exchange, error)
             finally:
                 with self._lock:
                     channel.sftp = None
@@ -400,13 +453,15 @@ class Pool:
                 self._give_back(channel, list(channel.taken))
             if exchange is not None and exchange.answered:
                 pause = _PAUSE_S[0]
-            self._rest(channel, pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+            self._rest(bell, pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
             pause = min(pause * 2, longest)
         with self._lock:
-            dropped = self._drop_queue() if self._closed is not None else []
+            channel.bell = None
+            dropped = self._drop_queue(self._closed) if self._closed is not None else []
         _tell(dropped)
 
-    def _lost(self, channel: _Channel, exchange: _Exchange | None) -> None:
+    def _lost(self, channel: _Channel, exchange: _Exchange | None, error: Exception) -> None:
+        dropped: list[Piece] = []
         with self._lock:
             if self._closed is not None:
                 # It was ended, not lost.
@@ -422,6 +477,9 @@ class Pool:
                 connected = sum(one.connected for one in self._channels)
                 self._pace.refused(time.monotonic(), connected)
                 return
+            if isinstance(error, OSError) and error.errno in _NO_FILES:
+                # Only this process itself can make room, so that it must be told.
+                dropped = self._drop_queue(_no_channel(error))
             self._ledger.reconnected(len(channel.taken))
             channel.replica.failing = not peers
             # This one may be out of reach for long, and the others not have been asked yet.
@@ -429,6 +487,7 @@ class Pool:
             if exchange is not None and exchange.silent_s >= channel.patience_s:
                 # It may be no cut but a slow store: ask more patiently.
                 channel.patience_s = min(2 * channel.patience_s, self._patience_s)
+        _tell(dropped)
 
     def _greet(self, channel: _Channel, sftp: Sftp) -> None:
         with self._lock:
@@ -450,21 +509,20 @@ class Pool:
     def _note_channels(self) -> None:
         self._ledger.connected(sum(channel.connected for channel in self._channels))
 
-    def _wait_for_work(self, channel: _Channel) -> bool:
-        bell = channel.poll()
-        while True:
+    def _wait_for_work(self, channel: _Channel, bell: _Bell) -> bool:
+        poll = bell.poll()
+        while not self._is_over():
             with self._lock:
-                if self._closed is not None:
-                    return False
                 if (self._urgent or self._ahead) and self._is_wanted(channel):
                     return True
-            channel.wait(bell, None)
+            bell.wait(poll, None)
+        return False
 
-    def _rest(self, channel: _Channel, pause_s: float) -> None:
-        bell = channel.poll()
+    def _rest(self, bell: _Bell, pause_s: float) -> None:
+        poll = bell.poll()
         end = time.monotonic() + pause_s
-        while self._closed is None and (left := end - time.monotonic()) > 0:
-            channel.wait(bell, left)
+        while not self._is_over() and (left := end - time.monotonic()) > 0:
+            bell.wait(poll, left)
 
     def _look(self, now: float) -> None:
         """With the lock held: see how fast things go, and choose the number of channels."""
@@ -544,7 +602,7 @@ class Pool:
                 if not piece.done:
                     piece._started = False
                     self._urgent.appendleft(piece)
-            dropped = self._drop_queue() if self._closed is not None else []
+            dropped = self._drop_queue(self._closed) if self._closed is not None else []
             if self._closed is None:
                 # It may be for a channel that was not needed before.
                 self._call(every=True)
@@ -583,14 +641,14 @@ class Pool:
                 for channel in self._channels:
                     channel.ring()
 
-    def _drop_queue(self) -> list[Piece]:
-        """With the lock held: end what nobody has taken; the pool is closed."""
+    def _drop_queue(self, error: LinkError) -> list[Piece]:
+        """With the lock held: end what nobody has taken."""
         dropped: list[Piece] = []
         for queue in (self._urgent, self._ahead):
             for piece in queue:
                 if not piece._started and not piece.done:
                     piece._started = piece.done = True
-                    piece.error = self._closed
+                    piece.error = error
                     dropped.append(piece)
             queue.clear()
         return dropped
@@ -609,10 +667,11 @@ class _Ringer:
 class _Exchange:
     """One channel's conversation with the store, from its opening to its loss."""
 
-    def __init__(self, pool: Pool, channel: _Channel, sftp: Sftp) -> None:
+    def __init__(self, pool: Pool, channel: _Channel, bell: _Bell, sftp: Sftp) -> None:
         self.answered = False
         self._pool = pool
         self._channel = channel
+        self._bell = bell
         self._sftp = sftp
         self._handles: OrderedDict[str, bytes] = OrderedDict()
         self._opening: dict[str, list[Piece]] = {}
@@ -638,8 +697,8 @@ class _Exchange:
             The channel is lost.
         """
         pool, channel, sftp = self._pool, self._channel, self._sftp
-        poll = channel.poll(sftp.fileno())
-        while pool._closed is None and not channel.replica.aside:
+        poll = self._bell.poll(sftp.fileno())
+        while not pool._is_over() and not channel.replica.aside:
             if not channel.full:
                 for piece in pool._take(channel):
                     self._want(piece)
@@ -663,7 +722,7 @@ class _Exchange:
         with pool._lock:
             if not pool._is_wanted(channel):
                 return True
-        rung, readable = channel.wait(poll, _IDLE_S)
+        rung, readable = self._bell.wait(poll, _IDLE_S)
         if readable:
             raise LinkError("the channel to the store was closed while it was idle")
         self._heard = time.monotonic()
@@ -674,7 +733,7 @@ class _Exchange:
         """Wait for an answer, or for more to ask; return if it is an answer."""
         left = self._channel.patience_s - self.silent_s
         if left > 0:
-            return self._channel.wait(poll, left)[1]
+            return self._bell.wait(poll, left)[1]
         raise LinkError(f"the store was silent for {self._channel.patience_s:g} s")
 
     def _want(self, piece: Piece) -> None:
@@ -792,6 +851,15 @@ def _tell(pieces: Iterable[Piece]) -> None:
         waiters, piece._waiters = piece._waiters, []
         for waiter in waiters:
             waiter(piece)
+
+
+def _no_channel(error: OSError) -> LinkError:
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return LinkError(
+        f"no channel to the store can be opened: {error.strerror}; this process may have {most} "
+        "files open at once: close stores and files that are not needed any more, or raise the "
+        "limit (ulimit -n)"
+    )
 
 
 def _where(piece: Piece) -> str:

@@ -53,10 +53,10 @@ _Key = tuple[str, int]
 Interrupted = Callable[[], bool]
 
 
-def _close(pool: Pool, pid: int) -> None:
+def _abandon(pool: Pool, pid: int) -> None:
     # In a forked process that ends, the sockets are those of its parent, which goes on.
     if os.getpid() == pid:
-        pool.close()
+        pool.abandon()
 
 
 class Reader:
@@ -107,7 +107,7 @@ class Reader:
         self._hashes_bytes = 0
         self._cached_blocks = 0
         self._pid = os.getpid()
-        self._finalizer = weakref.finalize(self, _close, self._pool, self._pid)
+        self._finalizer = weakref.finalize(self, _abandon, self._pool, self._pid)
 
     def __repr__(self) -> str:
         return (
@@ -156,7 +156,9 @@ class Reader:
 
     def close(self) -> None:
         """Close every channel; reads under way end with ``LinkClosedError``."""
-        self._finalizer()
+        # In a forked process, the sockets are those of its parent, which goes on.
+        if self._finalizer.detach() is not None and os.getpid() == self._pid:
+            self._pool.close()
         with self._lock:
             self._blocks.clear()
             self._hashes.clear()

@@ -8,18 +8,17 @@ indices the other way round, (i, j, k, 1) = (column, row, slice, 1).
 from __future__ import annotations
 
 import html
-import socket
 import threading
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, cast, overload
 
 import numpy as np
 
-from kakehashi.errors import LinkClosedError, SessionError, StoreError
+from kakehashi.errors import SessionError, StoreError
 from kakehashi.imaging.ozip import Pack, open_pack
-from kakehashi.link import recorder
-from kakehashi.link.manifest import Connect, Entry, Manifest, NotInManifestError
+from kakehashi.link import door, recorder
+from kakehashi.link.manifest import Entry, Manifest, NotInManifestError
 from kakehashi.link.pinned import HeldFile
 from kakehashi.link.reader import Reader, Stats
 from kakehashi.link.session import Lease, Session
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _TABLE_ROWS = 50
-_CONNECT_S = 30.0
 
 Range = tuple[int, int]
 
@@ -64,6 +62,8 @@ class Series:
         self._held = held
         self._lock = threading.Lock()
         self._opened: Pack | None = None
+        self._reading = threading.Lock()
+        self._array: NDArray[np.float32] | None = None
 
     def __repr__(self) -> str:
         return f"<Series {self.modality} {self.description!r} {_extent(self.row)} {self.uid}>"
@@ -139,10 +139,15 @@ class Series:
         """Length of one step in mm between slices, rows and columns (z, y, x)."""
         return self.pack.spacing_mm
 
-    @cached_property
+    @property
     def array(self) -> NDArray[np.float32]:
         """The whole volume, axes z, y, x, rescaled (HU for CT); read once, then kept."""
-        return np.asarray(self.pack.values(np.float32))
+        # Not a cached_property: in Python 3.11 all series would share its lock, and wait for one
+        # another's bytes.
+        with self._reading:
+            if self._array is None:
+                self._array = np.asarray(self.pack.values(np.float32))
+            return self._array
 
     def slice(self, k: int) -> NDArray[np.float32]:
         """Return one slice, rescaled; reads only the part of the file that it needs.
@@ -327,8 +332,7 @@ class Store:
     ) -> None:
         self.session = session if isinstance(session, Session) else Session.current(session)
         reference = self.session.manifest
-        connects: list[Connect] = [self._connect]
-        connects += [partial(_open, path) for path in self.session.replicas]
+        connects = door.to_store(self.session)
         if manifest is None:
             manifest = Manifest.fetch(connects, reference.path, reference.sha256)
         self.reader = Reader(connects, manifest, manifest_path=reference.path)
@@ -397,26 +401,6 @@ class Store:
     def stats(self) -> Stats:
         """Return what was read so far, and how long it was waited for."""
         return self.reader.stats()
-
-    def _connect(self) -> socket.socket:
-        try:
-            return _open(self.session.socket)
-        except FileNotFoundError:
-            raise LinkClosedError(
-                f"the link to the store is closed: no {self.session.socket}; "
-                "the session has ended, start a new one"
-            ) from None
-
-
-def _open(path: Path) -> socket.socket:
-    channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        channel.settimeout(_CONNECT_S)
-        channel.connect(str(path))
-    except BaseException:
-        channel.close()
-        raise
-    return channel
 
 
 def _extent(row: Mapping[str, Any]) -> str:

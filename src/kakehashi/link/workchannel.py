@@ -14,7 +14,8 @@ import stat
 from functools import partial
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from kakehashi.link.channels import PATIENCE_S, Channels, connect, explained
+from kakehashi.link.channels import PATIENCE_S, Channels, explained
+from kakehashi.link.door import enter_open
 from kakehashi.link.sftp import (
     STATUS_NO_SUCH_FILE,
     STATUS_PERMISSION_DENIED,
@@ -77,7 +78,8 @@ class ChannelFolder(WorkFolder):
     @classmethod
     def on_socket(cls, path: Path, *, root: str = _ROOT, patience_s: float = PATIENCE_S) -> Self:
         """Return the work folder behind a unix socket, each connection to which is a channel."""
-        return cls(partial(connect, path), root=root, patience_s=patience_s)
+        connect = partial(enter_open, path, "the way to the work folder")
+        return cls(connect, root=root, patience_s=patience_s)
 
     def close(self) -> None:
         """Close the channels; whoever waits for the store gives up."""

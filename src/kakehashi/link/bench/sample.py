@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import socket
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from kakehashi.errors import LinkClosedError, LinkError
+from kakehashi.errors import LinkError
+from kakehashi.link import door
 from kakehashi.link.bench.results import Cohort
 from kakehashi.link.manifest import Manifest, remote_path
 from kakehashi.link.pinned import Pins
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from kakehashi.link.pinned import Held
     from kakehashi.link.session import Session
 
-_CONNECT_S = 30.0
 _MEMORY_SHARE = 4
 _LOOK_S = 0.2
 _TELL_S = 5.0
@@ -103,17 +101,11 @@ class Sample:
 
     def channel(self) -> Sftp:
         """Open one channel, as the reader does: a connection of ssh by itself."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sftp = Sftp(door.to_store(self.session)[0]())
         try:
-            sock.settimeout(_CONNECT_S)
-            sock.connect(str(self.session.socket))
-            sftp = Sftp(sock)
             sftp.greet()
-        except FileNotFoundError:
-            sock.close()
-            raise LinkClosedError("the session has ended: its socket is gone") from None
         except BaseException:
-            sock.close()
+            sftp.close()
             raise
         return sftp
 
@@ -124,7 +116,7 @@ class Sample:
     def reader(self, channels: int = CHANNELS) -> Reader:
         """Return a reader that has read nothing yet, and keeps nothing that it reads."""
         return Reader(
-            self._connects(),
+            door.to_store(self.session),
             self.manifest,
             manifest_path=self.session.manifest.path,
             channels=channels,
@@ -135,11 +127,8 @@ class Sample:
         """Return a reader as a program opens it: the manifest is fetched, too."""
         reference = self.session.manifest
         return Reader.connect(
-            self._connects(), manifest_path=reference.path, sha256=reference.sha256
+            door.to_store(self.session), manifest_path=reference.path, sha256=reference.sha256
         )
-
-    def _connects(self) -> list[Callable[[], socket.socket]]:
-        return [partial(_open, path) for path in (self.session.socket, *self.session.replicas)]
 
     def mounted(self) -> list[Path]:
         """Return the files in the session's view; none where the node mounts nothing."""
@@ -149,20 +138,6 @@ class Sample:
     def endless(self) -> Iterator[str]:
         """Return the files' paths, over and over."""
         return itertools.cycle(self.paths)
-
-
-def _open(path: Path) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.settimeout(_CONNECT_S)
-        sock.connect(str(path))
-    except FileNotFoundError:
-        sock.close()
-        raise LinkClosedError("the session has ended: its socket is gone") from None
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 def _chosen(entries: list[Entry], limit: int) -> list[Entry]:

@@ -168,8 +168,7 @@ class Visit:
             if until is not None:
                 if time.monotonic() > until:
                     raise VisitError(f"the measurement did not stop within {_STOP_S:.0f} s")
-                # The event is set: it does not pause any more.
-                time.sleep(_POLL_S / 10)
+                time.sleep(_POLL_S / 10)  # a poll with a deadline; the event is set, and no pause
 
     def _end(self, deployment: Deployment) -> None:
         name = deployment.visitor.name
