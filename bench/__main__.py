@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from bench.figures import Document
+
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
 BENCHMARKS = ("spawn", "link", "loop", "save", "outages")
 
 
-def render(documents: list[dict[str, object]]) -> str:
+def render(documents: list[Document]) -> str:
     """Write the page of all benchmarks."""
     lines = [
         "# Benchmarks",
@@ -24,14 +26,13 @@ def render(documents: list[dict[str, object]]) -> str:
     ]
     for document in documents:
         where = document["machine"]
-        assert isinstance(where, dict)
         lines += [
             f"## {document['title']}",
             "",
             ", ".join(
                 [
-                    str(document["measured_at"]),
-                    str(where["processor"]),
+                    document["measured_at"],
+                    where["processor"],
                     f"{where['cores']} cores",
                     f"{where['memory_gib']} GiB",
                     f"Linux {where['kernel']}",
@@ -39,7 +40,7 @@ def render(documents: list[dict[str, object]]) -> str:
             ),
             "",
         ]
-        for table in document["tables"]:  # type: ignore[attr-defined]
+        for table in document["tables"]:
             if table["title"] != document["title"]:
                 lines += [f"### {table['title']}", ""]
             lines += [
@@ -48,7 +49,7 @@ def render(documents: list[dict[str, object]]) -> str:
                 *(f"| {' | '.join(row)} |" for row in table["rows"]),
                 "",
             ]
-        for goal in document["goals"]:  # type: ignore[attr-defined]
+        for goal in document["goals"]:
             lines.append(
                 f"- {goal['name']}: {goal['value']:.3g} (95 % bounds {goal['low']:.3g} to "
                 f"{goal['high']:.3g}), goal {goal['goal']}: "
@@ -78,13 +79,13 @@ what is [pinned](training.md); shown by `tests/link/test_maintenance.py` with sh
 """
 
 
-def beside_the_original(documents: list[dict[str, object]]) -> list[str]:
+def beside_the_original(documents: list[Document]) -> list[str]:
     """Lay the reported figures of the set-up that came before beside these."""
     found: dict[str, float] = {}
     for document in documents:
-        for one in document["series"]:  # type: ignore[attr-defined]
+        for one in document["series"]:
             found[one["name"]] = one["median"]
-        for goal in document["goals"]:  # type: ignore[attr-defined]
+        for goal in document["goals"]:
             found[goal["name"]] = goal["value"]
     stream = "packed, reader, one stream"
     return [
@@ -102,7 +103,7 @@ def main() -> int:
     """Run all; exit status 1 where a benchmark failed to run."""
     results = HERE / "results"
     results.mkdir(exist_ok=True)
-    documents = []
+    documents: list[Document] = []
     for name in BENCHMARKS:
         path = results / f"{name}.json"
         done = subprocess.run(

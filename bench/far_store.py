@@ -6,9 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
-import signal
-import socket
 import subprocess
 import tempfile
 import threading
@@ -17,20 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.far_host import CIPHER, LOGIN, Connect, FarHost
 from kakehashi.link import Reader
 from tests.lab.hosts import ENVIRONMENT, run, wait_for
-from tests.lab.wan import ADDRESSES, Network, Wan
 from tests.link.mounted import MountedView
 
 BLOCK = 131072
 PACKED = (20, 100 << 20)
 SMALL = (4000, 256 << 10)
 HEADER_BYTES = 4096
-IPERF_PORT, SSH_PORT = 5201, 22
-# On this one a connection carries files and nothing else: what ssh itself can do.
-CAT_PORT = 2222
-# The first of the product's own list.
-CIPHER = "aes128-gcm@openssh.com"
 TUNED = (
     f"ro,Ciphers={CIPHER},compression=no,kernel_cache,auto_cache,"
     "dcache_timeout=86400,entry_timeout=86400,attr_timeout=86400"
@@ -71,27 +63,23 @@ def cpu_of(pid: int, *, children: bool = True) -> float:
     return own + ended + sum(cpu_of(int(child)) for child in below)
 
 
-class FarStore:
-    """The store's host, the site's host, and the line between them."""
+class FarStore(FarHost):
+    """A store of packed series at the far end."""
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
-        self.base = Path(tempfile.mkdtemp(prefix="kakehashi-bench-", dir="/dev/shm"))
-        stack.callback(shutil.rmtree, self.base)
-        self.site = stack.enter_context(Network())
-        self.store = stack.enter_context(Network())
-        self.wan = stack.enter_context(Wan(self.site.path, self.store.path))
+        super().__init__(stack)
         self.packed, self.small, self.sha256 = self._fill(self.base / "data")
         self._mounts = 0
-        self._config = self._configure_sshd(stack)
-        self._server = self._start_sshd()
-        stack.callback(self._stop_sshd)
-        server = subprocess.Popen(
-            self.store.inside(["iperf3", "-s", "-p", str(IPERF_PORT)]),
-            stdout=subprocess.DEVNULL,
-            env=ENVIRONMENT,
+        # The chroot's folders must be root's all the way, which /dev/shm itself is not.
+        root = Path(tempfile.mkdtemp(prefix="kakehashi-bench-", dir="/run"))
+        stack.callback(root.rmdir)
+        run(["mount", "--bind", str(self.base / "data"), str(root)])
+        stack.callback(run, ["umount", "--lazy", str(root)])
+        self.serve(
+            stack,
+            files=f"ChrootDirectory {root}\nForceCommand internal-sftp -R",
+            plain=f"ChrootDirectory none\nForceCommand /bin/cat {self.base}/data/series/1.*.ozx",
         )
-        stack.callback(server.wait)
-        stack.callback(server.terminate)
 
     def _fill(self, root: Path) -> tuple[list[str], list[str], str]:
         # Nothing on the way looks into the bytes, but they must not be compressible or alike.
@@ -135,108 +123,13 @@ class FarStore:
         (root / "manifest.json").write_bytes(raw)
         return names["1"], names["2"], hashlib.sha256(raw).hexdigest()
 
-    @property
-    def _sshd(self) -> int:
-        return self._server.pid
-
-    def restart_sshd(self) -> None:
-        """Kill sshd with all that it serves, and start it again."""
-        self._stop_sshd()
-        self._server = self._start_sshd()
-
-    def _stop_sshd(self) -> None:
-        below = Path(f"/proc/{self._sshd}/task/{self._sshd}/children").read_text().split()
-        self._server.kill()
-        self._server.wait()
-        for pid in map(int, below):
-            # It may have ended by itself.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-    def _configure_sshd(self, stack: contextlib.ExitStack) -> Path:
-        for name in ("host", "user"):
-            run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.base / name)])
-        host_key = (self.base / "host.pub").read_text()
-        (self.base / "known").write_text(f"{ADDRESSES[1]} {host_key}")
-        config = self.base / "sshd_config"
-        # The chroot's folders must be root's all the way, which /dev/shm itself is not.
-        root = Path(tempfile.mkdtemp(prefix="kakehashi-bench-", dir="/run"))
-        stack.callback(root.rmdir)
-        run(["mount", "--bind", str(self.base / "data"), str(root)])
-        stack.callback(run, ["umount", "--lazy", str(root)])
-        config.write_text(
-            f"Port {SSH_PORT}\nListenAddress {ADDRESSES[1]}\nHostKey {self.base / 'host'}\n"
-            f"AuthorizedKeysFile {self.base / 'user.pub'}\nStrictModes no\nUsePAM no\n"
-            f"PidFile none\nPermitRootLogin prohibit-password\nMaxStartups 100\n"
-            f"ChrootDirectory {root}\nSubsystem sftp internal-sftp\n"
-            f"ForceCommand internal-sftp -R\nPort {CAT_PORT}\nMatch LocalPort {CAT_PORT}\n"
-            f"ChrootDirectory none\nForceCommand /bin/cat {self.base}/data/series/1.*.ozx\n"
-        )
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-        return config
-
-    def _start_sshd(self) -> subprocess.Popen[bytes]:
-        with (self.base / "sshd.log").open("ab") as log:
-            sshd = subprocess.Popen(
-                self.store.inside(["/usr/sbin/sshd", "-D", "-e", "-f", str(self._config)]),
-                stderr=log,
-                env=ENVIRONMENT,
-            )
-
-        def answers() -> bool:
-            with self.site.socket() as probe:
-                return probe.connect_ex((ADDRESSES[1], SSH_PORT)) == 0
-
-        wait_for("the store's sshd", answers)
-        return sshd
-
-    def _ssh_options(self) -> dict[str, str]:
-        return {
-            "BatchMode": "yes",
-            "Compression": "no",
-            "ConnectTimeout": "15",
-            "GlobalKnownHostsFile": "/dev/null",
-            "IdentitiesOnly": "yes",
-            "IdentityAgent": "none",
-            "IdentityFile": str(self.base / "user"),
-            "LogLevel": "ERROR",
-            "ServerAliveCountMax": "6",
-            "ServerAliveInterval": "20",
-            "UserKnownHostsFile": str(self.base / "known"),
-        }
-
     # -- ways to read ---------------------------------------------------------------------
-
-    def iperf(self, seconds: int) -> float:
-        """Return what plain TCP carries from the store to the site, in MB/s."""
-        argv = ["iperf3", "-c", ADDRESSES[1], "-p", str(IPERF_PORT), "-R", "-P", "4", "-O", "1"]
-        document: dict[str, dict[str, dict[str, float]]] = {}
-
-        def measured() -> bool:
-            # The server takes the next client a moment after it let go of the last.
-            done = subprocess.run(
-                self.site.inside([*argv, "-t", str(seconds), "-J"]),
-                capture_output=True,
-                check=False,
-                env=ENVIRONMENT,
-            )
-            document.update(json.loads(done.stdout))
-            return done.returncode == 0
-
-        wait_for("iperf3", measured, 60)
-        return document["end"]["sum_received"]["bits_per_second"] / 8e6
-
-    def _ssh(self, port: int) -> list[str]:
-        argv = ["ssh", "-F", "none", "-T", "-p", str(port)]
-        for name, value in (self._ssh_options() | {"Ciphers": CIPHER}).items():
-            argv += ["-o", f"{name}={value}"]
-        return argv
 
     def cat(self, stack: contextlib.ExitStack, connections: int) -> Load:
         """Let ssh carry files side by side, and count what comes."""
         clients = [
             subprocess.Popen(
-                self.site.inside([*self._ssh(CAT_PORT), f"root@{ADDRESSES[1]}"]),
+                self.plain_command(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
             )
@@ -264,30 +157,13 @@ class FarStore:
         pids = [client.pid for client in clients]
         return Load(
             lambda: sum(counts),
-            lambda: Cost(time.process_time(), sum(map(cpu_of, pids)) + cpu_of(self._sshd)),
+            lambda: Cost(time.process_time(), sum(map(cpu_of, pids)) + cpu_of(self.sshd)),
         )
-
-    def channel_command(self) -> list[str]:
-        """Return the argument list of one SFTP channel."""
-        return self.site.inside([*self._ssh(SSH_PORT), "-s", f"root@{ADDRESSES[1]}", "sftp"])
 
     def channels(self, stack: contextlib.ExitStack) -> tuple[Connect, Callable[[], float]]:
         """Return what opens SFTP channels to the store, and their CPU seconds."""
         clients: list[subprocess.Popen[bytes]] = []
-        argv = self.channel_command()
-
-        def connect() -> socket.socket:
-            near, far = socket.socketpair()
-            with far:
-                clients.append(subprocess.Popen(argv, stdin=far.fileno(), stdout=far.fileno()))
-            return near
-
-        def end() -> None:
-            for client in clients:
-                client.kill()
-                client.wait()
-
-        stack.callback(end)
+        connect = self.opener(stack, clients)
         return connect, lambda: sum(cpu_of(client.pid) for client in clients)
 
     def reader(
@@ -299,7 +175,7 @@ class FarStore:
             connect = through(connect)
         reader = Reader.connect(connect, manifest_path="/manifest.json", sha256=self.sha256)
         stack.enter_context(reader)
-        return reader, lambda: Cost(time.process_time(), ssh() + cpu_of(self._sshd))
+        return reader, lambda: Cost(time.process_time(), ssh() + cpu_of(self.sshd))
 
     def view(self, stack: contextlib.ExitStack) -> tuple[Path, Callable[[], Cost]]:
         """Return the view's mount, as a session has it."""
@@ -309,15 +185,15 @@ class FarStore:
         stack.callback(view.close)
         view.ready()
         pid = view.process.pid
-        return view.root, lambda: Cost(cpu_of(pid), ssh() + cpu_of(self._sshd))
+        return view.root, lambda: Cost(cpu_of(pid), ssh() + cpu_of(self.sshd))
 
     def sshfs(
         self, stack: contextlib.ExitStack, *, tuned: bool, workers: int = 1
     ) -> tuple[Path, Callable[[], Cost]]:
         """Return sshfs's mount, as it is or with what is known to help."""
         point = self._mount_point()
-        options = ",".join(f"{name}={value}" for name, value in self._ssh_options().items())
-        argv = ["sshfs", f"root@{ADDRESSES[1]}:/", str(point), "-f", "-o", options]
+        options = ",".join(f"{name}={value}" for name, value in self.options().items())
+        argv = ["sshfs", f"{LOGIN}:/", str(point), "-f", "-o", options]
         if tuned:
             connections = min(workers, CONNECTIONS_AT_MOST)
             argv += ["-o", TUNED, "-o", f"max_conns={connections}"]
@@ -340,7 +216,7 @@ class FarStore:
 
         def cost() -> Cost:
             own = cpu_of(process.pid, children=False)
-            return Cost(own, cpu_of(process.pid) - own + cpu_of(self._sshd))
+            return Cost(own, cpu_of(process.pid) - own + cpu_of(self.sshd))
 
         return point, cost
 
@@ -349,9 +225,6 @@ class FarStore:
         point = self.base / f"mount{self._mounts}"
         point.mkdir()
         return point
-
-
-Connect = Callable[[], socket.socket]
 
 
 @contextlib.contextmanager

@@ -10,9 +10,11 @@ import platform
 import random
 import resource
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypedDict
 
 from rich.console import Console
 from rich.table import Table as Screen
@@ -52,6 +54,24 @@ class Table:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+
+
+class Document(TypedDict):
+    """The file that :func:`report` writes."""
+
+    title: str
+    quick: bool
+    measured_at: str
+    machine: dict[str, Any]
+    cpu_seconds: float
+    series: list[dict[str, Any]]
+    goals: list[dict[str, Any]]
+    tables: list[dict[str, Any]]
+
+
+def let_pass(seconds: float) -> None:
+    """Let time pass: what is measured goes on meanwhile, in other threads and processes."""
+    time.sleep(seconds)
 
 
 def bounds(values: Sequence[float]) -> tuple[float, float]:
@@ -171,7 +191,7 @@ def report(
     where = machine()
     console.print(f"on {where}; {cpu_seconds():.1f} CPU seconds of the benchmark's own")
     if path is not None:
-        document = {
+        document: Document = {
             "title": title,
             "quick": quick,
             "measured_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),

@@ -25,7 +25,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.far_store import FarStore, at_work
-from bench.figures import Series, Table, arguments, at_most, interleaved, report
+from bench.figures import Series, Table, arguments, at_most, interleaved, let_pass, report
 from kakehashi.link import Reader
 from tests.lab.hosts import need_root, wait_for
 from tests.link.stores import StoreFolder
@@ -130,9 +130,9 @@ class Growth:
 
 def _rate(done: Callable[[], int]) -> float:
     wait_for("the first bytes", lambda: done() > 0, PATIENCE_S)
-    time.sleep(WARM_S)
+    let_pass(WARM_S)
     before, started = done(), time.monotonic()
-    time.sleep(MEASURE_S)
+    let_pass(MEASURE_S)
     return (done() - before) / 1e6 / (time.monotonic() - started)
 
 

@@ -23,7 +23,17 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.far_store import HEADER_BYTES, Cost, FarStore, Load, at_work
-from bench.figures import Goal, Series, Table, arguments, at_least, at_most, interleaved, report
+from bench.figures import (
+    Goal,
+    Series,
+    Table,
+    arguments,
+    at_least,
+    at_most,
+    interleaved,
+    let_pass,
+    report,
+)
 from kakehashi.link.bulk import Wanted
 from tests.lab.hosts import need_root, wait_for
 
@@ -191,7 +201,7 @@ class Bench:
 
     def iperf(self, place: Place) -> float:
         self._go_to(place)
-        return self.far.iperf(self.seconds)
+        return self.far.iperf(self.seconds, from_store=True)
 
     def rate(self, place: Place, way: Way) -> float:
         """Return MB/s or files/s."""
@@ -200,9 +210,9 @@ class Bench:
             load = way.start(self.far, stack)
             # A busy machine may take seconds to connect, which is not what is measured here.
             wait_for(f"first bytes: {way.name}", lambda: load.done() > 0, PATIENCE_S)
-            time.sleep(way.warm_s)
+            let_pass(way.warm_s)
             begun, before, started = load.done(), load.cost(), time.monotonic()
-            time.sleep(self.seconds)
+            let_pass(self.seconds)
             count, after, ended = load.done() - begun, load.cost(), time.monotonic()
         scale = 1e6 if way.unit == "MB/s" else 1
         gigabytes = count / 1e9

@@ -24,7 +24,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.far_store import FarStore
-from bench.figures import Series, arguments, at_most, interleaved, report
+from bench.figures import Series, arguments, at_most, interleaved, let_pass, report
 from kakehashi.link import Maintenance, SeriesDataset, SeriesLoader, pin
 from tests.lab.hosts import need_root
 from tests.link.volumes import Cohort
@@ -44,7 +44,7 @@ Times = dict[str, tuple[float, float, float]]
 
 def emulated(_: dict[str, Any]) -> None:
     """Take as long as a step, and nothing else."""
-    time.sleep(COMPUTE_S)
+    let_pass(COMPUTE_S)
 
 
 def network() -> Step:

@@ -22,8 +22,9 @@ from rich.console import Console
 # Run as a script, this folder is on the path but not its parent.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.far_store import Connect, FarStore
-from bench.figures import Series, Table, arguments, at_least, at_most, report
+from bench.far_host import Connect
+from bench.far_store import FarStore
+from bench.figures import Series, Table, arguments, at_least, at_most, let_pass, report
 from kakehashi.errors import BlockMismatchError, LinkError
 from kakehashi.link.bulk import Wanted
 from tests.lab.hosts import need_root, wait_for
@@ -69,8 +70,13 @@ class Reading:
     def rate(self, seconds: float) -> float:
         """Measure for so long; return bytes a second."""
         before, started = self.bytes, time.monotonic()
-        time.sleep(seconds)
+        let_pass(seconds)
         return (self.bytes - before) / (time.monotonic() - started)
+
+    def wait_for_more(self) -> None:
+        """Wait until something more has come."""
+        before = self.bytes
+        wait_for("bytes", lambda: self.bytes > before, PATIENCE_S)
 
     def _parts(self) -> Iterator[tuple[str, int]]:
         for path in itertools.cycle(self._truth):
@@ -146,7 +152,7 @@ class Event:
 def _cut(seconds: float) -> Callable[[FarStore, Reading], None]:
     def happen(far: FarStore, _: Reading) -> None:
         far.wan.cut()
-        time.sleep(seconds)
+        let_pass(seconds)
         far.wan.heal()
 
     return happen
@@ -154,8 +160,7 @@ def _cut(seconds: float) -> Callable[[FarStore, Reading], None]:
 
 def _resets(far: FarStore, reading: Reading) -> None:
     for _ in range(RESETS):
-        before = reading.bytes
-        wait_for("bytes", lambda: reading.bytes > before, PATIENCE_S)  # noqa: B023 - called at once
+        reading.wait_for_more()
         far.wan.reset()
 
 
@@ -190,8 +195,8 @@ def go_through(far: FarStore, event: Event) -> Outcome:
 
 
 def _steady(reading: Reading) -> float:
-    wait_for("the first bytes", lambda: reading.bytes > 0, PATIENCE_S)
-    time.sleep(STEADY_S)
+    reading.wait_for_more()
+    let_pass(STEADY_S)
     return reading.rate(STEADY_S)
 
 
@@ -209,7 +214,7 @@ def flips_on_the_wire(far: FarStore, seconds: float) -> tuple[Outcome, int]:
     flipping = Flipping()
     with Reading(far, flipping) as reading:
         wait_for("a flip", lambda: flipping.flips > 0, PATIENCE_S)
-        time.sleep(seconds)
+        let_pass(seconds)
         return Outcome(
             "bits flipped behind ssh", seconds, 0.0, len(reading.errors), reading.wrong,
             len(reading.refused),
@@ -230,7 +235,7 @@ def flip_at_rest(far: FarStore, seconds: float) -> Outcome:
                 file.write(bytes([old[0] ^ 1]))
                 file.flush()
                 wait_for("the block to be refused", lambda: bool(reading.refused), PATIENCE_S)
-                time.sleep(seconds)
+                let_pass(seconds)
             finally:
                 file.seek(12345)
                 file.write(old)

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from jupyter_server.utils import url_path_join
 
+from kakehashi.unkept import Unkept
 from kakehashi_widgets.closed import ClosedHandler, NoFormatsHandler
 from kakehashi_widgets.examples import lay_for_session
 from kakehashi_widgets.handlers import (
@@ -20,10 +21,10 @@ from kakehashi_widgets.handlers import (
     TrafficHandler,
 )
 from kakehashi_widgets.shelf import Shelf
-from kakehashi_widgets.unkept import Unkept
 
 if TYPE_CHECKING:
     from jupyter_server.serverapp import ServerApp
+    from tornado.httputil import HTTPServerRequest
 
 _UID = r"([0-9][0-9.]*)"
 _LAB_PLUGINS = Path(__file__).parent / "labextension"
@@ -38,6 +39,18 @@ _ROUTES = [
 ]
 # Jupyter's own ways to hand a file out: raw files, and notebooks turned into other formats.
 _CLOSED = [r"files(?:/.*)?", r"view(?:/.*)?", r"nbconvert(?:/.*)?"]
+
+# Below the server's address: JupyterLab's own files, the same for everybody.
+STATIC: Final = ("static/", "lab/extensions/")
+# Pages load, and send, nothing elsewhere: what an output asks for would tell that somebody looks,
+# and could tell what. JupyterLab compiles its schemas, and widgets are modules from blobs.
+POLICY: Final = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+    "media-src 'self' data: blob:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
+    "frame-src 'self' data: blob:; object-src 'self' data: blob:; form-action 'self'; "
+    "base-uri 'self'"
+)
 
 
 def link(app: ServerApp) -> None:
@@ -62,7 +75,13 @@ def load(app: ServerApp) -> None:
     """
     lay_for_session()
     base = app.web_app.settings["base_url"]
-    app.web_app.add_transform(Unkept.below(base))
+    shared = tuple(url_path_join(base, path) for path in STATIC)
+
+    class UnkeptHere(Unkept):
+        def __init__(self, request: HTTPServerRequest) -> None:
+            super().__init__(shared, POLICY, request)
+
+    app.web_app.add_transform(UnkeptHere)
     app.web_app.settings["kakehashi_shelf"] = Shelf()
     app.web_app.add_handlers(
         ".*$",

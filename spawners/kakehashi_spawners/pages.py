@@ -25,6 +25,7 @@ from tornado.log import app_log
 
 from kakehashi import __version__
 from kakehashi.config import Identity
+from kakehashi.unkept import Unkept
 from kakehashi_spawners import i18n
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class NoProjectError(web.HTTPError):
         self.no_project = {"person": person, "groups": sorted(groups)}
 
 
-class RequestContext(web.OutputTransform):
+class RequestContext(Unkept):
     """Notes a request's language before its handler runs, and guards the pages it answers.
 
     Tornado makes one of these for each request, in the context that the handler's task copies:
@@ -95,6 +96,7 @@ class RequestContext(web.OutputTransform):
     """
 
     def __init__(self, base: str, request: HTTPServerRequest) -> None:
+        super().__init__(tuple(base + path for path in SHARED), POLICY, request)
         cookie = request.cookies.get(i18n.COOKIE)
         i18n.set_current(
             i18n.negotiate(cookie.value if cookie else None, request.headers.get("Accept-Language"))
@@ -102,32 +104,19 @@ class RequestContext(web.OutputTransform):
         _request.set(request)
         self._language = i18n.current_language()
         below = request.path.removeprefix(base)
-        self._shared = below.startswith(SHARED)
         self._ends = below in LOG_OUT or (
             request.method == "DELETE" and OWN_SERVER.fullmatch(below) is not None
         )
 
-    def transform_first_chunk(
-        self,
-        status_code: int,
-        headers: HTTPHeaders,
-        chunk: bytes,
-        finishing: bool,  # noqa: FBT001 - tornado's signature
-    ) -> tuple[int, HTTPHeaders, bytes]:
-        """Add the headers of a page, and forbid to keep what is not the same for everybody."""
-        _ = finishing
-        if not (self._shared and status_code in {200, 206, 304}):
-            headers["Cache-Control"] = "no-store"
+    def add(self, headers: HTTPHeaders, *, page: bool) -> None:
+        """Add the headers of a page, and those of an end."""
         if self._ends:
             # A second line: nothing that was a person's should be there to be cleared.
             headers["Clear-Site-Data"] = '"cache", "storage"'
-        if headers.get("Content-Type", "").startswith("text/html"):
-            headers.add("Content-Security-Policy", POLICY)
+        if page:
             headers["Content-Language"] = self._language
-            headers["Referrer-Policy"] = "same-origin"
             headers["X-Content-Type-Options"] = "nosniff"
             headers.add("Vary", "Cookie, Accept-Language")
-        return status_code, headers, chunk
 
 
 class LanguageHandler(BaseHandler):  # type: ignore[misc]  # jupyterhub has no types

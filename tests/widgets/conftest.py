@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
+from playwright.sync_api import Browser
 
 from kakehashi.imaging.ozip import FileReader, Pack, open_pack
+from tests.lab.browser import chromium
 from tests.link.stores import Broker as WorkBroker
 from tests.link.stores import work_server
+from tests.widgets.browser import Notebook, opened
 from tests.widgets.lab import Lab, jupyterlab
 from tests.widgets.session import Broker, SessionFolder, StoreFolder
 
@@ -57,3 +63,37 @@ def shore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shore]:
 def lab(shore: Shore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with jupyterlab(shore.session, tmp_path_factory.mktemp("home")) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def notebook(
+    browser: Browser, lab: Lab, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., Notebook]]:
+    """Opens and runs notebooks of these cells, behind the module's ``FIRST_CELL``."""
+    name = re.sub(r"\W", "-", request.node.name)
+    with ExitStack() as stack:
+        made: list[Notebook] = []
+
+        def open_notebook(*cells: str, theme: str = "", **context: Any) -> Notebook:
+            every = [request.module.FIRST_CELL, *cells]
+            one = stack.enter_context(opened(browser, lab, name, every, **context))
+            made.append(one)
+            if theme:
+                one.page.evaluate(
+                    "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", theme
+                )
+            one.run_all()
+            return one
+
+        yield open_notebook
+        for one in made:
+            if shots := os.environ.get("KAKEHASHI_SHOTS"):
+                one.page.screenshot(path=f"{shots}/{name}.png")
+            assert not one.outside, "requests left the server's origin"
+            assert not one.errors, "errors in the page"

@@ -20,7 +20,7 @@ from typing import Any
 
 import nbformat
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tornado.web import HTTPError
 
@@ -55,7 +55,6 @@ def save(manager: WholeFileContentsManager, model: dict[str, Any], path: str) ->
     return asyncio.run(manager.save(model, path))
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_a_file_comes_back_as_it_was_saved(data: bytes) -> None:
     import tempfile
@@ -67,7 +66,6 @@ def test_a_file_comes_back_as_it_was_saved(data: bytes) -> None:
         assert (Path(folder) / "a").read_bytes() == data
 
 
-@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_a_notebook_comes_back_as_it_was_saved(text: str) -> None:
     import tempfile

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import Browser, Locator
+from playwright.sync_api import Locator
 
-from tests.lab.browser import chromium
 from tests.lab.hosts import wait_for
-from tests.widgets.browser import Notebook, opened
+from tests.widgets.browser import Notebook
 from tests.widgets.conftest import Shore
 from tests.widgets.lab import Lab
 
@@ -36,47 +32,13 @@ for number in range(95):
         steps=0 if cut else 4, channels=6, asked_s=1, stalled_s=float(cut),
         waited_s=1.0 if cut else 0.1, reconnects=6 if number == 40 else 0, rtt_s=0.0102))
 """
-CLEAR = """
+FIRST_CELL = """
 import shutil
 from kakehashi.link import Session, tally
 shutil.rmtree(tally.shared_folder(Session.current().session), ignore_errors=True)
 """
 SHOW = "from kakehashi_widgets import Traffic\ntraffic = Traffic(); traffic"
 Open = Callable[..., Notebook]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not Path("/usr/bin/chromium").exists():
-        pytest.skip("no /usr/bin/chromium here")
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture
-def notebook(browser: Browser, lab: Lab, request: pytest.FixtureRequest) -> Iterator[Open]:
-    with ExitStack() as stack:
-        made: list[Notebook] = []
-
-        def open_notebook(*cells: str, theme: str = "", **context: str) -> Notebook:
-            name = re.sub(r"\W", "-", request.node.name)
-            one = stack.enter_context(opened(browser, lab, name, [CLEAR, *cells], **context))
-            made.append(one)
-            if theme:
-                one.page.evaluate(
-                    "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", theme
-                )
-            one.run_all()
-            return one
-
-        yield open_notebook
-        for one in made:
-            if shots := os.environ.get("KAKEHASHI_SHOTS"):
-                name = re.sub(r"\W", "-", request.node.name)
-                if one.page.locator(".kkh-traffic").count():
-                    one.page.locator(".kkh-traffic").first.screenshot(path=f"{shots}/{name}.png")
-            assert not one.outside, "requests left the server's origin"
-            assert not one.errors, "errors in the page"
 
 
 def view(book: Notebook) -> Locator:

@@ -5,54 +5,22 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, Locator
 
-from tests.lab.browser import chromium
-from tests.widgets.browser import Notebook, opened, pixels, visited, windowed
+from tests.widgets.browser import Notebook, pixels, visited, windowed
 from tests.widgets.conftest import Shore
 from tests.widgets.lab import Lab
 
 pytestmark = pytest.mark.browser
 
-IMPORT = "from kakehashi_widgets import CohortTable, SessionClock, SliceViewer"
+FIRST_CELL = "from kakehashi_widgets import CohortTable, SessionClock, SliceViewer"
 FIRST_LOOK = Path(__file__).resolve().parents[2] / "notebooks" / "01_first_look.ipynb"
 Open = Callable[..., Notebook]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not Path("/usr/bin/chromium").exists():
-        pytest.skip("no /usr/bin/chromium here")
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture
-def notebook(browser: Browser, lab: Lab, request: pytest.FixtureRequest) -> Iterator[Open]:
-    with ExitStack() as stack:
-        made: list[Notebook] = []
-
-        def open_notebook(*cells: str, **context: Any) -> Notebook:
-            name = request.node.name.replace("[", "-").replace("]", "")
-            made.append(
-                stack.enter_context(opened(browser, lab, name, [IMPORT, *cells], **context))
-            )
-            made[-1].run_all()
-            return made[-1]
-
-        yield open_notebook
-        for one in made:
-            if shots := os.environ.get("KAKEHASHI_SHOTS"):
-                one.page.screenshot(path=f"{shots}/{request.node.name}.png")
-            assert not one.outside, "requests left the server's origin"
-            assert not one.errors, "errors in the page"
 
 
 def viewer(book: Notebook) -> Locator:

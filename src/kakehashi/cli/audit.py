@@ -23,11 +23,11 @@ def verify_trail(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,  # noqa: FBT002 - typer's way
 ) -> None:
     """Check every line, the anchors and the heads in the receipts; exit status 1 on a fault."""
-    from kakehashi import audit  # noqa: PLC0415 - only the store has its packages
-    from kakehashi.store.authority import receipt  # noqa: PLC0415 - as above
-    from kakehashi.store.authority.accounts import acting_as  # noqa: PLC0415 - as above
-    from kakehashi.store.authority.ca import load_public  # noqa: PLC0415 - as above
-    from kakehashi.store.authority.layout import Layout, names  # noqa: PLC0415 - as above
+    from kakehashi import audit
+    from kakehashi.store.authority import receipt
+    from kakehashi.store.authority.accounts import acting_as
+    from kakehashi.store.authority.ca import load_public
+    from kakehashi.store.authority.layout import Layout, names
 
     store = load(config).need_store()
     layout = Layout(store.root)
@@ -77,9 +77,9 @@ def show(
     config: ConfigPath = DEFAULT_CONFIG,
 ) -> None:
     """Show the records, oldest first."""
-    from kakehashi.audit import Audit, Record  # noqa: PLC0415 - only the store has its packages
-    from kakehashi.store.authority.accounts import acting_as  # noqa: PLC0415 - as above
-    from kakehashi.store.authority.layout import Layout, names  # noqa: PLC0415 - as above
+    from kakehashi.audit import Audit, Record
+    from kakehashi.store.authority.accounts import acting_as
+    from kakehashi.store.authority.layout import Layout, names
 
     store = load(config).need_store()
     chosen: deque[Record] = deque(maxlen=tail)
@@ -103,6 +103,6 @@ def show(
 
 def _plain(text: str) -> str:
     # What a hub wrote must not be read as rich's markup.
-    from rich.markup import escape  # noqa: PLC0415 - beside its use
+    from rich.markup import escape
 
     return escape(text)

@@ -83,7 +83,7 @@ def link(
 
 
 def _parts(given: list[str]) -> list[Part]:
-    from kakehashi.link.bench.results import PARTS  # noqa: PLC0415 - as verify-site does
+    from kakehashi.link.bench.results import PARTS
 
     unknown = sorted(set(given).difference(PARTS))
     if unknown:
@@ -92,11 +92,11 @@ def _parts(given: list[str]) -> list[Part]:
 
 
 def _here(parts: list[Part], *, quick: bool, compute: float) -> Study:
-    from kakehashi.link.bench.report import Run, Study  # noqa: PLC0415 - needs the node's packages
-    from kakehashi.link.bench.results import PARTS  # noqa: PLC0415 - as above
-    from kakehashi.link.bench.run import measure  # noqa: PLC0415 - as above
-    from kakehashi.link.bench.ways import Settings  # noqa: PLC0415 - as above
-    from kakehashi.link.session import Session  # noqa: PLC0415 - as above
+    from kakehashi.link.bench.report import Run, Study
+    from kakehashi.link.bench.results import PARTS
+    from kakehashi.link.bench.run import measure
+    from kakehashi.link.bench.ways import Settings
+    from kakehashi.link.session import Session
 
     settings = Settings.chosen(quick=quick, compute_s=compute)
     report = measure(Session.current(), settings, parts or PARTS)
@@ -111,7 +111,7 @@ def _visit(
     quick: bool,
     compute: float,
 ) -> Study:
-    from kakehashi.link.bench.visit import Visit, iperf3  # noqa: PLC0415 - needs the hub's packages
+    from kakehashi.link.bench.visit import Visit, iperf3
 
     people = [one.visitor.name for one in deployments]
     if len(set(people)) < len(people):
@@ -122,7 +122,7 @@ def _visit(
 
 
 def _show(study: Study, out: Path | None) -> None:
-    from kakehashi.link.bench import report  # noqa: PLC0415 - as verify-site does
+    from kakehashi.link.bench import report
 
     Console().print(Markdown(report.markdown(study)))
     if out is not None:

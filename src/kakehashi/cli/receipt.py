@@ -31,10 +31,10 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print the receipt itself.")] = False,  # noqa: FBT002 - typer's way
 ) -> None:
     """Check a receipt's signature and show it."""
-    from kakehashi.store.authority import receipt  # noqa: PLC0415 - only the store has its packages
-    from kakehashi.store.authority.accounts import acting_as  # noqa: PLC0415 - as above
-    from kakehashi.store.authority.ca import load_public  # noqa: PLC0415 - as above
-    from kakehashi.store.authority.layout import Layout, names  # noqa: PLC0415 - as above
+    from kakehashi.store.authority import receipt
+    from kakehashi.store.authority.accounts import acting_as
+    from kakehashi.store.authority.ca import load_public
+    from kakehashi.store.authority.layout import Layout, names
 
     store = load(config).need_store()
     layout = Layout(store.root)
@@ -53,9 +53,9 @@ def list_receipts(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,  # noqa: FBT002 - typer's way
 ) -> None:
     """List the receipts, in order of the sessions' ends."""
-    from kakehashi.store.authority import receipt  # noqa: PLC0415 - only the store has its packages
-    from kakehashi.store.authority.accounts import acting_as  # noqa: PLC0415 - as above
-    from kakehashi.store.authority.layout import Layout, names  # noqa: PLC0415 - as above
+    from kakehashi.store.authority import receipt
+    from kakehashi.store.authority.accounts import acting_as
+    from kakehashi.store.authority.layout import Layout, names
 
     store = load(config).need_store()
     folder = Layout(store.root).receipts

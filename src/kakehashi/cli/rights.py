@@ -37,9 +37,9 @@ By = Annotated[str, typer.Option(help="Who says so; it stands in the audit trail
 
 @contextmanager
 def _authority(config: Path) -> Iterator[Authority]:
-    from kakehashi.store.authority.accounts import acting_as  # noqa: PLC0415 - only the store has its packages
-    from kakehashi.store.authority.authority import Authority  # noqa: PLC0415 - as above
-    from kakehashi.store.authority.layout import names  # noqa: PLC0415 - as above
+    from kakehashi.store.authority.accounts import acting_as
+    from kakehashi.store.authority.authority import Authority
+    from kakehashi.store.authority.layout import names
 
     loaded = load(config)
     with acting_as(names(loaded.need_store()).authority):
@@ -129,7 +129,7 @@ def blocks(
     config: ConfigPath = DEFAULT_CONFIG,
 ) -> None:
     """List what is blocked, by whom and why."""
-    from kakehashi.audit.canonical import utc  # noqa: PLC0415 - as above
+    from kakehashi.audit.canonical import utc
 
     with _authority(config) as authority:
         found = authority.blocks()

@@ -18,7 +18,7 @@ DEFAULT_CONFIG = Path("/etc/kakehashi.toml")
 
 def init(config: ConfigPath = DEFAULT_CONFIG) -> None:
     """Make the store's accounts, folders, keys and sshd configuration; may be repeated."""
-    from kakehashi.store.authority import sshd  # noqa: PLC0415 - only the store has its packages
+    from kakehashi.store.authority import sshd
 
     for line in sshd.initialise(load(config)):
         typer.echo(line)
@@ -26,7 +26,7 @@ def init(config: ConfigPath = DEFAULT_CONFIG) -> None:
 
 def serve(config: ConfigPath = DEFAULT_CONFIG) -> None:
     """Run sshd, the authority and the guard until SIGTERM."""
-    from kakehashi.store.authority import supervisor  # noqa: PLC0415 - as above
+    from kakehashi.store.authority import supervisor
 
     supervisor.serve(config)
 
@@ -36,9 +36,9 @@ def hub_add(
     config: ConfigPath = DEFAULT_CONFIG,
 ) -> None:
     """Make a hub's credential and print it, this once; an earlier one of that name is void."""
-    from kakehashi.store.authority import hubs  # noqa: PLC0415 - as above
-    from kakehashi.store.authority.accounts import acting_as  # noqa: PLC0415 - as above
-    from kakehashi.store.authority.layout import Layout, names  # noqa: PLC0415 - as above
+    from kakehashi.store.authority import hubs
+    from kakehashi.store.authority.accounts import acting_as
+    from kakehashi.store.authority.layout import Layout, names
 
     store = load(config).need_store()
     with acting_as(names(store).authority):
@@ -61,6 +61,6 @@ def rotate(
     With --now a session's next connection waits for its next renewal. A host key is then
     replaced together with the host CA, which vouches for the old one.
     """
-    from kakehashi.store.authority import rotation  # noqa: PLC0415 - as above
+    from kakehashi.store.authority import rotation
 
     typer.echo(rotation.rotate(load(config), what, at_once=now))

@@ -36,7 +36,7 @@ DEFAULT_CONFIG = Path("/etc/kakehashi.toml")
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[configuration.Config, Catalogue]]:
-    from kakehashi.store.catalogue import Catalogue  # noqa: PLC0415 - see above
+    from kakehashi.store.catalogue import Catalogue
 
     config = configuration.load(path)
     catalogue = Catalogue.open(config.need_store())
@@ -80,7 +80,7 @@ def add(
     It can be interrupted and repeated: series that are complete stay, and what is in the
     store already is left alone.
     """
-    from kakehashi.store.ingest import add as add_files  # noqa: PLC0415 - see above
+    from kakehashi.store.ingest import add as add_files
 
     # Odd attributes are the senders'; they come back as they were, and concern nobody here.
     logging.getLogger("pydicom").setLevel(logging.ERROR)
@@ -139,8 +139,8 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show a series: its row, its geometry, and the kept objects that belong to it."""
-    from kakehashi.imaging.ozip import FileReader, open_pack  # noqa: PLC0415 - see above
-    from kakehashi.store.layout import Layout, damaged_blocks  # noqa: PLC0415 - see above
+    from kakehashi.imaging.ozip import FileReader, open_pack
+    from kakehashi.store.layout import Layout, damaged_blocks
 
     with _opened(config) as (settings, catalogue):
         row, kept = catalogue.series(uid), catalogue.kept_about_series(uid)
@@ -184,7 +184,7 @@ def view(
     every: Annotated[bool, typer.Option("--all", help="The views of all projects.")] = False,
 ) -> None:
     """Build or bring up to date what a project's account sees."""
-    from kakehashi.store.view import build_view  # noqa: PLC0415 - see above
+    from kakehashi.store.view import build_view
 
     if every == (project is not None):
         raise typer.BadParameter("name one project, or give --all")

@@ -79,7 +79,7 @@ class RemoteHost:
         VerifyError
             It failed; the message holds what it said.
         """
-        from kakehashi.verify.canary import VerifyError  # noqa: PLC0415 - needs the hub's packages
+        from kakehashi.verify.canary import VerifyError
 
         python = str(self.host.software / ".venv/bin/python")
         try:
@@ -106,9 +106,9 @@ def load_plan(path: Path, site: str, profile: Path | None = None) -> Deployment:
     ConfigError
         The file cannot be read, or breaks a rule.
     """
-    from kakehashi.verify.canary import Deployment  # noqa: PLC0415 - as above
-    from kakehashi.verify.profile import PersonsBrowser  # noqa: PLC0415 - as above
-    from kakehashi.verify.visitor import Visitor  # noqa: PLC0415 - as above
+    from kakehashi.verify.canary import Deployment
+    from kakehashi.verify.profile import PersonsBrowser
+    from kakehashi.verify.visitor import Visitor
 
     try:
         plan = Plan.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
@@ -141,7 +141,7 @@ def lab_deployment(site: str) -> Deployment:
     if not (root / "tests" / "lab").is_dir():
         raise ConfigError("--lab needs the repository, with its folder tests/lab")
     sys.path.insert(0, str(root))
-    from tests.lab import lab, verify  # noqa: PLC0415 - only there with the repository
+    from tests.lab import lab, verify
 
     running = lab.status()
     if running is None:
@@ -176,7 +176,7 @@ def verify_site(
 
     Exits with 0 where nothing was found that may not be, 1 otherwise.
     """
-    from kakehashi.verify.canary import Canary, self_test_of  # noqa: PLC0415 - as above
+    from kakehashi.verify.canary import Canary, self_test_of
 
     if lab == (plan is not None):
         raise typer.BadParameter("say either --lab or --plan FILE")
