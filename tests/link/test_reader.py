@@ -128,14 +128,66 @@ def test_reading_in_sequence_reads_ahead_and_reading_at_random_does_not(
         until(lambda: reader.stats().blocks > 1 + 20 + 8)
 
 
+def test_many_files_read_in_sequence_at_once_do_not_push_one_another_out(
+    folder: StoreFolder, server: Server
+) -> None:
+    size, files = 96, 6
+    paths = [folder.add(f"1.2.{number}", random_bytes(size * BLOCK)) for number in range(files)]
+    manifest = reader_of(folder, server).manifest
+    with Reader(
+        server, manifest, manifest_path=folder.manifest_path, cache_bytes=128 * BLOCK
+    ) as reader:
+        opened = [reader.open(path) for path in paths]
+        for at in range(0, size, 2):
+            for file in opened:
+                data = file.read(at * BLOCK, 2 * BLOCK)
+                assert data == folder.contents[file.path][at * BLOCK :][: 2 * BLOCK]
+        lists = files
+        assert reader.stats().blocks - lists < 1.05 * size * files, "hardly one came twice"
+
+
 def test_a_block_in_the_cache_is_not_fetched_again(folder: StoreFolder, server: Server) -> None:
-    path = folder.add("1.2.3", random_bytes(BLOCK))
+    path = folder.add("1.2.3", random_bytes(8 * BLOCK))
     with reader_of(folder, server) as reader, reader.open(path) as file:
         first = file.read(0, BLOCK)
         blocks = reader.stats().blocks
         assert file.read(0, BLOCK) == first
         assert reader.stats().blocks == blocks
         assert reader.stats().cached_blocks == 1
+
+
+@pytest.mark.parametrize("size", [BLOCK - 100, 2 * BLOCK + 100])
+def test_a_small_file_brings_its_first_block_when_it_is_opened(
+    folder: StoreFolder, server: Server, size: int
+) -> None:
+    data = random_bytes(size)
+    path = folder.add("1.2.3", data)
+    listed = size > BLOCK
+    if not listed:
+        (folder.root / path).with_suffix(".blocks").unlink()
+    with reader_of(folder, server) as reader, reader.open(path) as file:
+        assert reader.stats().blocks == 1 + listed
+        assert file.read(100, 4096) == data[100:4196]
+        assert reader.stats().blocks == 1 + listed
+        assert file.read(0, size) == data
+        assert reader.stats().blocks == -(-size // BLOCK) + listed
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 2])
+def test_a_small_file_that_differs_is_found_block_by_block(
+    folder: StoreFolder, server: Server, wrong: int
+) -> None:
+    # One block, or the last or the first of two.
+    data = random_bytes(BLOCK if wrong == 2 else 2 * BLOCK)
+    path = folder.add("1.2.3", data)
+    at = BLOCK + 7 if wrong == 1 else 7
+    (folder.root / path).write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    with reader_of(folder, server) as reader, reader.open(path) as file:
+        first = at // BLOCK * BLOCK
+        with pytest.raises(BlockMismatchError, match=f"bytes {first} to {first + BLOCK}"):
+            file.read(0, len(data))
+        (folder.root / path).write_bytes(data)
+        assert file.read(0, len(data)) == data
 
 
 def test_the_cache_keeps_to_its_bound(folder: StoreFolder, server: Server) -> None:
@@ -221,7 +273,7 @@ def test_a_file_that_is_gone_is_an_error(folder: StoreFolder, server: Server) ->
 
 
 def test_a_changed_list_of_hashes_is_refused(folder: StoreFolder, server: Server) -> None:
-    path = folder.add("1.2.3", random_bytes(3 * BLOCK))
+    path = folder.add("1.2.3", random_bytes(30 * BLOCK))
     blocks = (folder.root / path).with_suffix(".blocks")
     blocks.write_bytes(bytes(len(blocks.read_bytes())))
     with reader_of(folder, server) as reader, pytest.raises(BlockMismatchError, match="list"):

@@ -200,7 +200,8 @@ def test_a_cut_shows_as_an_outage_and_the_loop_as_waiting(cohort: Cohort) -> Non
     assert 3 <= cut.seconds <= 20
     inside = [one for one in log.seconds() if cut.begin <= one.at < cut.end]
     assert sum(one.bytes for one in inside) == 0
-    assert sum(one.waited_s for one in inside) == pytest.approx(cut.seconds, abs=0.1)
+    # From somewhere in the first second on: which one that is, is the machine's business.
+    assert cut.seconds - 1 <= sum(one.waited_s for one in inside) <= cut.seconds + 0.01
     found = log.summary()
     assert (found.steps, found.outages, found.outage_s) == (len(SHAPES), 1, cut.seconds)
 

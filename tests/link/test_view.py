@@ -187,8 +187,8 @@ def test_a_truncated_file_is_an_error(folder: StoreFolder, server: Server, left:
 def test_a_changed_list_of_hashes_is_an_error_at_opening(
     folder: StoreFolder, server: Server
 ) -> None:
-    path = folder.add("1.2.3", random_bytes(BLOCK))
-    (folder.root / path).with_suffix(".blocks").write_bytes(bytes(32))
+    path = folder.add("1.2.3", random_bytes(30 * BLOCK))
+    (folder.root / path).with_suffix(".blocks").write_bytes(bytes(30 * 32))
     with view_of(folder, server) as view:
         view.ready()
         with pytest.raises(OSError, match="Input/output"):
@@ -246,7 +246,7 @@ def test_many_processes_read_the_right_bytes_at_once(folder: StoreFolder, server
 
 def test_reads_overlap(folder: StoreFolder) -> None:
     """While one read waits for the store, another file can be read and listed."""
-    slow = folder.add("1.2.3", random_bytes(BLOCK))
+    slow = folder.add("1.2.3", random_bytes(30 * BLOCK))
     fast = folder.add("1.2.4", random_bytes(BLOCK, seed=2))
     slow_hashes = (folder.root / slow).with_suffix(".blocks").read_bytes()
     held, release = threading.Event(), threading.Event()

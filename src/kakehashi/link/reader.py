@@ -42,10 +42,15 @@ _OUT_OF_ORDER = 4
 # file is of no use to it: only who has read on for longer is likely to go on.
 _RUN = 8
 _REACH = 4
+# What was not read on for so long does not count any more; with very many, each still gets some.
+_RUN_S = 2.0
+_LEAST_AHEAD = 8
 _HASH_LISTS_BYTES = 32 << 20
 # A read of more blocks goes straight to its place, unless it was read ahead.
 _CACHED_READ = 8
 _HASHES_AT_ONCE = 131072
+# Blocks of a file that is small.
+_SMALL = 4
 _LOOK_S = 0.2
 
 
@@ -105,6 +110,8 @@ class Reader:
         self._blocks: OrderedDict[_Key, Piece] = OrderedDict()
         self._hashes: OrderedDict[str, bytes] = OrderedDict()
         self._hashes_bytes = 0
+        # Files that are read in sequence, and when they were last; the oldest stands first.
+        self._runs: OrderedDict[str, float] = OrderedDict()
         self._cached_blocks = 0
         self._pid = os.getpid()
         self._finalizer = weakref.finalize(self, _abandon, self._pool, self._pid)
@@ -232,7 +239,7 @@ class Reader:
             found.append(hashes)
             event.set()
 
-        self._ask_list(entry, tell)
+        self._ask_open(entry, tell)
         self._wait(event, interrupted)
         return self._opened(entry, found[0])
 
@@ -246,7 +253,7 @@ class Reader:
             found.append(hashes)
             alarm()
 
-        self._ask_list(entry, tell)
+        self._ask_open(entry, tell)
         await alarm.wait()
         return self._opened(entry, found[0])
 
@@ -254,6 +261,53 @@ class Reader:
         if isinstance(hashes, LinkError):
             raise hashes
         return File(self, entry, hashes)
+
+    def _ask_open(self, entry: Entry, tell: Callable[[bytes | LinkError], None]) -> None:
+        """Do as :meth:`_ask_list`; of a small file the first block comes at the same time.
+
+        It will be asked for next, and two round trips are most of what a small file takes. A
+        single block is checked by the manifest itself, without a list.
+        """
+        self._refuse_forked()
+        count = -(-entry.size // self._block_size)
+        if not 0 < count <= _SMALL or self._known_list(entry) is not None:
+            self._ask_list(entry, tell)
+            return
+        path = remote_path(self._manifest_path, entry.path)
+        first = Piece(path, 0, min(self._block_size, entry.size), None, hashed=True)
+        lists: list[bytes | LinkError] = []
+        left = 1 if count == 1 else 2
+
+        def came() -> None:
+            nonlocal left
+            with self._lock:
+                left -= 1
+                if left:
+                    return
+            found = first.found or b""
+            if lists:
+                hashes = lists[0]
+            elif hashlib.sha256(found).hexdigest() == entry.blocks:
+                hashes = found
+                self._keep_list(entry, hashes)
+            else:
+                # It may be read rightly elsewhere, which takes its hash.
+                self._ask_list(entry, tell)
+                return
+            if isinstance(hashes, bytes) and hashes[:HASH_BYTES] == found:
+                with self._lock:
+                    self._blocks.setdefault((entry.path, 0), first)
+                    self._trim()
+            tell(hashes)
+
+        def listed(hashes: bytes | LinkError) -> None:
+            lists.append(hashes)
+            came()
+
+        first._waiters.append(lambda _: came())
+        self._submit([first], urgent=True)
+        if count > 1:
+            self._ask_list(entry, listed)
 
     def _ask_list(
         self,
@@ -372,6 +426,23 @@ class Reader:
             for key in list(itertools.islice(oldest, surplus)):
                 del self._blocks[key]
 
+    def _goes_on(self, path: str, first: int) -> int:
+        """Note that a file is read in sequence; return how many blocks ahead it may be read.
+
+        The cache has room for one window: several files at once would push one another's blocks
+        out before they are read, so they share it, and what was read goes first.
+        """
+        now = time.monotonic()
+        with self._lock:
+            for index in range(max(0, first - _CACHED_READ), first):
+                if (path, index) in self._blocks:
+                    self._blocks.move_to_end((path, index), last=False)
+            self._runs[path] = now
+            self._runs.move_to_end(path)
+            while now - next(iter(self._runs.values())) > _RUN_S:
+                self._runs.popitem(last=False)
+            return max(_LEAST_AHEAD, self._window // len(self._runs))
+
     def _has(self, path: str, index: int) -> bool:
         """Tell whether a block is in the cache, or on its way to it."""
         with self._lock:
@@ -470,7 +541,7 @@ class File:
             return b""
         block = self._block_size
         first, stop = offset // block, -(-end // block)
-        ahead = self._plan(first, stop, reader._window)
+        ahead = self._plan(first, stop, reader)
         if stop - first > _CACHED_READ and not reader._has(self.path, first):
             return self._read_directly(reader, offset, end, ahead, interrupted)
         out = io.BytesIO()
@@ -499,7 +570,7 @@ class File:
             return b""
         block = self._block_size
         first, stop = offset // block, -(-end // block)
-        ahead = self._plan(first, stop, reader._window)
+        ahead = self._plan(first, stop, reader)
         if stop - first > _CACHED_READ and not reader._has(self.path, first):
             out = io.BytesIO()
             bulk = Bulk(reader, [(self.path, offset, end - offset)], allocate=_Into(out))
@@ -557,7 +628,7 @@ class File:
         digest = self._hashes[index * HASH_BYTES : (index + 1) * HASH_BYTES]
         return Piece(self._remote, at, min(self._block_size, self.size - at), digest)
 
-    def _plan(self, first: int, stop: int, window: int) -> range:
+    def _plan(self, first: int, stop: int, reader: Reader) -> range:
         """Return the blocks to read ahead: none at first, more the longer the run."""
         with self._lock:
             # Several threads that share a sequence come in slightly out of order.
@@ -570,7 +641,7 @@ class File:
                 self._ahead_until = 0
             if self._run < _RUN:
                 return range(0)
-            reach = min(window, _REACH * self._run)
+            reach = min(reader._goes_on(self.path, first), _REACH * self._run)
             begin = max(stop, self._ahead_until)
             if begin - stop > reach // 2:
                 return range(0)
