@@ -11,7 +11,7 @@ from bench.figures import Document
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
-BENCHMARKS = ("spawn", "link", "loop", "save", "outages")
+BENCHMARKS = ("spawn", "link", "loop", "save", "outages", "growth")
 
 
 def render(documents: list[Document]) -> str:

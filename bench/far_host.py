@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,8 @@ class FarHost:
     """
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
+        # Ended from outside too, it leaves no mount and no process behind.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
         self.base = Path(tempfile.mkdtemp(prefix="kakehashi-bench-", dir="/dev/shm"))
         stack.callback(shutil.rmtree, self.base)
         self.site = stack.enter_context(Network())

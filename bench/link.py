@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -360,7 +359,6 @@ def main() -> None:
     if options.quick:
         places, rounds, seconds = [SAMPLE], 1, 1
     # Ended from outside too, it leaves no mount and no process.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     with contextlib.ExitStack() as stack:
         far = FarStore(stack)
         bench = Bench(far, seconds)

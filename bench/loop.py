@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -109,7 +108,6 @@ def main() -> None:
     need_root()
     options = arguments("a training's loop over a distant store")
     rounds, series = (1, 6) if options.quick else (ROUNDS, SERIES)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     with contextlib.ExitStack() as stack:
         loops = Loops(stack, series)
         steps: dict[str, tuple[Step, tuple[int, int, int] | None]] = {

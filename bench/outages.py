@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import signal
 import socket
 import sys
 import threading
@@ -257,7 +256,6 @@ def main() -> None:
         Event("sshd killed and started", _restart),
     ]
     console = Console(stderr=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     with contextlib.ExitStack() as stack:
         far = FarStore(stack)
         far.wan.set(delay_ms=RTT_MS / 2, rate_mbit=RATE_MBIT)

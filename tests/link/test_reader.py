@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import random
 import resource
@@ -13,13 +15,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kakehashi.errors import BlockMismatchError, LinkClosedError, LinkError
-from kakehashi.link import Reader
+from kakehashi.link import Reader, pool
 from kakehashi.link.manifest import NotInManifestError
 from tests.link.stores import BLOCK, Gate, Server, StoreFolder, random_bytes
 
@@ -154,6 +157,38 @@ def test_a_block_in_the_cache_is_not_fetched_again(folder: StoreFolder, server: 
         assert file.read(0, BLOCK) == first
         assert reader.stats().blocks == blocks
         assert reader.stats().cached_blocks == 1
+
+
+@pytest.mark.parametrize("cache", [1, 4, 8, 12])
+def test_a_small_cache_is_not_read_ahead_into_nothing(
+    folder: StoreFolder, server: Server, cache: int
+) -> None:
+    path = folder.add("1.2.3", random_bytes(64 * BLOCK))
+    manifest = reader_of(folder, server).manifest
+    with Reader(
+        server, manifest, manifest_path=folder.manifest_path, cache_bytes=cache * BLOCK
+    ) as reader:
+        file = reader.open(path)
+        for at in range(64):
+            file.read(at * BLOCK, BLOCK)
+        assert reader.stats().blocks - 1 <= 64 + cache
+
+
+def test_a_file_that_was_read_to_its_end_leaves_its_share_to_the_next(
+    folder: StoreFolder, server: Server
+) -> None:
+    paths = [folder.add(f"1.2.{number}", random_bytes(20 * BLOCK)) for number in range(3)]
+    with reader_of(folder, server) as reader:
+        for path in paths:
+            with reader.open(path) as file:
+                for at in range(16):
+                    file.read(at * BLOCK, BLOCK)
+                assert list(reader._runs) == [path]
+        for path in paths:
+            file = reader.open(path)
+            for at in range(20):
+                file.read(at * BLOCK, BLOCK)
+            assert not reader._runs
 
 
 @pytest.mark.parametrize("size", [BLOCK - 100, 2 * BLOCK + 100])
@@ -542,6 +577,89 @@ def test_a_process_without_a_descriptor_left_is_told_so_and_can_go_on(
                 resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
         for reader in (fresh, used):
             assert reader.open(path).read(0, 10)
+
+
+def no_descriptor() -> socket.socket:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_what_lacks_a_descriptor_leaves_the_work_to_what_has_one(
+    folder: StoreFolder, server: Server
+) -> None:
+    paths = [folder.add(f"1.2.{number}", random_bytes(3 * BLOCK)) for number in range(20)]
+    manifest = reader_of(folder, server).manifest
+    with Reader([server, no_descriptor], manifest, manifest_path=folder.manifest_path) as reader:
+        for path in paths:
+            assert reader.open(path).read(0, 3 * BLOCK) == folder.contents[path]
+
+
+def test_what_lacks_a_descriptor_waits_for_what_is_connecting(
+    folder: StoreFolder, server: Server
+) -> None:
+    path = folder.add("1.2.3", random_bytes(3 * BLOCK))
+    manifest = reader_of(folder, server).manifest
+    calls = itertools.count()
+    lacking, connected = threading.Event(), threading.Event()
+
+    def slow_then_none() -> socket.socket:
+        if next(calls):
+            lacking.set()
+            no_descriptor()
+        connected.wait(20)
+        return server()
+
+    with (
+        Reader(slow_then_none, manifest, manifest_path=folder.manifest_path) as reader,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        read = threads.submit(lambda: reader.open(path).read(0, 3 * BLOCK))
+        assert lacking.wait(20)
+        until(lambda: sum(one.starved for one in reader._pool._channels) >= 1)
+        connected.set()
+        assert read.result(timeout=20) == folder.contents[path]
+
+
+def test_without_a_thread_a_read_is_an_error_and_can_be_tried_again(
+    folder: StoreFolder, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder.add("1.2.3", random_bytes(BLOCK))
+
+    class Refused(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    with reader_of(folder, server) as reader:
+        with monkeypatch.context() as patch:
+            few = SimpleNamespace(Thread=Refused, current_thread=threading.current_thread)
+            patch.setattr(pool, "threading", few)
+            with pytest.raises(LinkError, match="can't start new thread"):
+                reader.open(path)
+        assert reader.open(path).read(0, BLOCK) == folder.contents[path]
+
+
+def test_what_is_closed_while_it_connects_holds_no_descriptors(
+    folder: StoreFolder, server: Server
+) -> None:
+    path = folder.add("1.2.3", random_bytes(BLOCK))
+    manifest = reader_of(folder, server).manifest
+    before = bells()
+    connecting, closed = threading.Event(), threading.Event()
+
+    def slow() -> socket.socket:
+        connecting.set()
+        closed.wait(20)
+        return server()
+
+    reader = Reader(slow, manifest, manifest_path=folder.manifest_path)
+    with ThreadPoolExecutor(1) as threads:
+        read = threads.submit(reader.open, path)
+        assert connecting.wait(20)
+        reader.close()
+        closed.set()
+        with pytest.raises(LinkClosedError):
+            read.result(timeout=20)
+    until(lambda: not link_threads())
+    assert bells() == before
 
 
 def test_a_read_can_be_interrupted(folder: StoreFolder, server: Server) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
+from types import SimpleNamespace
 from typing import BinaryIO
 
 import nbformat
@@ -24,7 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kakehashi.errors import SessionError
-from kakehashi.link import DamagedError, Saver, load, save
+from kakehashi.link import DamagedError, Saver, load, save, upload
 from kakehashi.link.sftpwrite import WritingSftp
 from kakehashi.link.upload import HELD, RANGE, TornError
 from kakehashi.link.work import (
@@ -455,6 +457,98 @@ def test_what_is_cancelled_leaves_the_old_file(
         saver.flush()
     assert load("a", work=work) == OLD
     assert set(versions(root, "")) == {"a", ".a.sha256"}
+
+
+@pytest.fixture
+def lost(root: Path) -> Iterator[tuple[Cutter, ChannelFolder]]:
+    """A work folder whose store goes in the middle of a large file, and is waited for for ever."""
+    cutter = Cutter(towards_store=True, after=len(BIG) // 2, comes_back=False)
+    with (
+        contextlib.closing(cutter),
+        ChannelFolder(cutter, root=str(root), patience_s=math.inf) as folder,
+    ):
+        yield cutter, folder
+
+
+def test_what_is_cancelled_in_a_cut_ends_at_once(
+    lost: tuple[Cutter, ChannelFolder], root: Path
+) -> None:
+    cutter, work = lost
+    (root / "a").write_bytes(OLD)
+    with Saver(work=work) as saver:
+        saving = saver.save("a", BIG)
+        wait_for("the cut", lambda: cutter.gone)
+        assert saving.cancel()
+        with pytest.raises(CancelledError):
+            saving.result(timeout=20)
+        saver.flush()
+    assert (root / "a").read_bytes() == OLD
+
+
+@pytest.mark.parametrize("waits", ["save", "the end"])
+def test_ctrl_c_in_a_cut_ends_the_waiting(
+    lost: tuple[Cutter, ChannelFolder], root: Path, waits: str
+) -> None:
+    cutter, work = lost
+    (root / "a").write_bytes(OLD)
+
+    def interrupt() -> None:
+        wait_for("the cut", lambda: cutter.gone)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def act() -> None:
+        if waits == "save":
+            save("a", BIG, work=work)
+            return
+        with Saver(work=work) as saver:
+            saver.save("a", BIG)
+
+    impatient = threading.Thread(target=interrupt)
+    impatient.start()
+    with pytest.raises(KeyboardInterrupt):
+        act()
+    impatient.join()
+    assert (root / "a").read_bytes() == OLD
+    assert not [one for one in threading.enumerate() if one.name == "kakehashi saver"]
+
+
+def test_every_version_that_is_kept_can_be_loaded(work: ChannelFolder) -> None:
+    with Saver(work=work) as saver:
+        for number in range(40):
+            saver.save("a", b"%d" % number, keep=40).result()
+    assert load("a.~1~", work=work) == b"0"
+    assert load("a", work=work) == b"39"
+
+
+def test_what_is_written_twice_counts_once(root: Path) -> None:
+    # Answers to half of the reading back, so that what was written is written again.
+    cutter = Cutter(towards_store=False, after=RANGE // 2)
+    with (
+        contextlib.closing(cutter),
+        ChannelFolder(cutter, root=str(root), patience_s=PATIENCE_S) as folder,
+        Saver(work=folder) as saver,
+    ):
+        saving = saver.save("a", BIG)
+        assert saving.result().size == len(BIG)
+        assert cutter.after is None, "the control: there was a cut"
+        assert saving.written == len(BIG)
+
+
+def test_without_a_thread_it_goes_on_in_its_own(
+    work: ChannelFolder, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refused(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    few = SimpleNamespace(Thread=Refused, Condition=threading.Condition)
+    monkeypatch.setattr(upload, "threading", few)
+    monkeypatch.setattr(upload, "HELD", 2 * RANGE)
+    with work.begin("a") as incoming:
+        for at in range(0, len(BIG), RANGE):
+            incoming.feed(BIG[at : at + RANGE])
+        incoming.commit()
+    assert (root / "a").read_bytes() == BIG
 
 
 # Kill -9.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.pool
 import secrets
@@ -214,6 +215,15 @@ def test_a_killed_channel_is_a_reconnect_and_no_outage(cohort: Cohort) -> None:
         _ = store.series(uid(1)).read_packed()
         assert log.summary().reconnects == store.stats().reconnects > 0
     assert log.outages() == ()
+
+
+def test_what_is_older_than_a_ring_goes_back_is_not_in_it(cohort: Cohort) -> None:
+    log = TrafficLog(cohort.path)
+    with contextlib.closing(tally.begin(tally.shared_folder(log.session.session))) as made:
+        made.add(Moment(int(time.time()) - 8 * 24 * 3600, bytes=5))
+        made.add(Moment(int(time.time()) - 60, bytes=7))
+        assert sum(one.bytes for one in log.minutes()) == 7
+        assert log.summary().bytes == 7
 
 
 def test_idleness_is_no_outage(cohort: Cohort) -> None:

@@ -60,8 +60,8 @@ def link(
 ) -> None:
     """Measure what a session's link to the store carries, and how much trainings wait for it.
 
-    Ctrl-C ends it with what was measured so far. Exits with 0 where all was measured that was
-    asked for, 1 otherwise.
+    Ctrl-C ends it with what was measured so far. Exits with 0 where it ran to its end (the report
+    lists what could not be measured), 1 otherwise.
     """
     parts = _parts(part or [])
     # Ended from outside too, it leaves no session behind.

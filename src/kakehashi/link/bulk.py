@@ -42,7 +42,6 @@ _ITEMS_AHEAD = 1024
 _WHOLE_BLOCKS = 16
 _MAP_FROM = 1 << 20
 
-_MADV_HUGEPAGE = 14
 _HUGE_PAGE = 2 << 20
 _KEPT = 4
 _UNUSED = 3
@@ -70,7 +69,7 @@ class Memory:
                 return memoryview(memory)[:length]
         memory = mmap.mmap(-1, -(-length // _HUGE_PAGE) * _HUGE_PAGE)
         with contextlib.suppress(OSError):
-            memory.madvise(_MADV_HUGEPAGE)
+            memory.madvise(mmap.MADV_HUGEPAGE)
         self._lent.append(memory)
         return memoryview(memory)[:length]
 
@@ -202,7 +201,7 @@ class Bulk:
 
         Otherwise ``wake`` is called, from another thread, once that is so.
         """
-        self._reader._refuse_forked()
+        self._reader.refuse_forked()
         with self._lock:
             self._fill()
             ready = not self._items or self._items[0].done

@@ -113,10 +113,14 @@ class Channels:
         ------
         WorkLostError
             It has been long enough.
+        LinkClosedError
+            The folder was closed meanwhile.
         """
         past = time.monotonic() - since
         pause = min(max(past / 2, _PAUSE_S), _LONGEST_PAUSE_S)
-        if past >= self._patience_s or self._closed.wait(pause):
+        if past < self._patience_s and self._closed.wait(pause):
+            raise LinkClosedError("this work folder was closed; take a new one") from error
+        if past >= self._patience_s:
             self._lost = True
             raise WorkLostError(
                 f"{path or 'the work folder'}: the store was out of reach for "

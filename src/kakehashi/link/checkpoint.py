@@ -31,13 +31,15 @@ from kakehashi.link.workchannel import ChannelFolder
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from kakehashi.link.workchannel import Incoming
+
 T = TypeVar("T")
 
 BOUND = 1 << 30
 """Bytes that a :class:`Saver` holds at most, unless told otherwise."""
 
 _NUMBERED = re.compile(r"(?P<name>.+)\.~(?P<number>[0-9]+)~", re.DOTALL)
-# What was saved under a name; one of them is what is there.
+# Sums that a name keeps at least: also those of saves that never took its place.
 _LINES = 64
 
 
@@ -115,6 +117,7 @@ class _Job:
     held: int = 0
     whole: bool = False
     begun: bool = False
+    incoming: Incoming | None = None
     given_up: bool = False
     # It is in no row any more: done, failed or given up.
     over: bool = False
@@ -159,6 +162,9 @@ class Saver:
     A save of a name, with ``keep=1``, that has not begun when another of the same name has been
     taken in whole is superseded by that one, and only then. Errors are raised by the future, and
     once more by the next :meth:`flush` or :meth:`close`. There is one writer to a name.
+
+    After a Ctrl-C in the loop the saver still waits, at its end, for what it has taken; a Ctrl-C
+    while it waits there gives that up.
 
     Parameters
     ----------
@@ -226,6 +232,8 @@ class Saver:
         ------
         WorkError
             The name is not one for a file.
+        CancelledError
+            It was cancelled while it was taken in.
         ValueError
             The saver was closed, or ``keep`` is below 1.
         """
@@ -279,6 +287,12 @@ class Saver:
             return
         try:
             self.flush()
+        except Exception:
+            raise
+        except BaseException:
+            # Ctrl-C, above all: whoever has had enough of waiting must get out.
+            self._give_up_all()
+            raise
         finally:
             with self._state:
                 self._closed = True
@@ -336,7 +350,19 @@ class Saver:
             if not job.begun and not job.over:
                 self._settle(job.instead_of, None, CancelledError())
                 self._forget(job)
+            incoming = job.incoming
             self._state.notify_all()
+        if incoming is not None:
+            incoming.stop()
+
+    def _give_up_all(self) -> None:
+        """End everything at once; in a cut no step would end by itself."""
+        with self._state:
+            jobs = list(self._jobs)
+        for job in jobs:
+            self._give_up(job)
+        if self._own:
+            self._work.close()
 
     def _forget(self, job: _Job) -> None:
         self._jobs.remove(job)
@@ -361,7 +387,8 @@ class Saver:
             try:
                 saved = self._write(job)
             except Exception as error:  # whatever it is, who waits for it is to know
-                failure = error
+                if not job.given_up:
+                    failure = error
             with self._state:
                 if saved is None and not isinstance(failure, CancelledError):
                     self._failures.append(failure)
@@ -419,6 +446,8 @@ class Saver:
         found = hashlib.sha256()
         self._sweep(posixpath.dirname(name))
         with work.begin(name, progress=job.saving._add_written) as incoming:
+            with self._state:
+                job.incoming = incoming
             for piece in self._pieces(job):
                 incoming.feed(piece)
                 found.update(piece)
@@ -428,9 +457,13 @@ class Saver:
             base = posixpath.basename(name)
             names = [base, f"{base}.~{number}~"] if job.keep > 1 else [base]
             # Before the file: at each moment the sums know what is there.
-            _add_sums(work, name, [f"{found.hexdigest()}  {one}" for one in names])
-            if job.given_up:
-                raise CancelledError
+            sums = [f"{found.hexdigest()}  {one}" for one in names]
+            _add_sums(work, name, sums, max(_LINES, 4 * job.keep))
+            with self._state:
+                if job.given_up:
+                    raise CancelledError
+                # From here on it is done.
+                job.incoming = None
             incoming.commit(also=names[1] if job.keep > 1 else None)
         for old in sorted(numbers, reverse=True)[job.keep - 1 :]:
             with contextlib.suppress(WorkNotFoundError):
@@ -454,13 +487,20 @@ def save(name: str, what: object, *, keep: int = 1, work: ChannelFolder | None =
     ------
     WorkError
         It could not be saved; the old file is untouched.
+    LinkClosedError
+        The session has ended.
 
     Examples
     --------
     >>> save("hanako/model.pt", model.state_dict(), keep=3)  # doctest: +SKIP
     """
     with Saver(bound=4 * RANGE, work=work) as saver:
-        return saver.save(name, what, keep=keep).result()
+        saving = saver.save(name, what, keep=keep)
+        try:
+            return saving.result()
+        except KeyboardInterrupt:
+            saver._give_up_all()
+            raise
 
 
 @overload
@@ -542,9 +582,9 @@ def _sums(work: ChannelFolder, path: str) -> list[str]:
         return []
 
 
-def _add_sums(work: ChannelFolder, name: str, new: list[str]) -> None:
+def _add_sums(work: ChannelFolder, name: str, new: list[str], most: int) -> None:
     path, _ = _sums_of(name)
-    lines = [*new, *(line for line in _sums(work, path) if line not in new)][:_LINES]
+    lines = [*new, *(line for line in _sums(work, path) if line not in new)][:most]
     work.write(path, "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
 
 

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from kakehashi.errors import LinkClosedError, StoreError
 from kakehashi.link import recorder
 from kakehashi.link.maintenance import Maintenance, Position, holds_all, refuse, turned
+from kakehashi.link.manifest import series_path
 from kakehashi.link.order import Order, Turned, share
 from kakehashi.link.processstore import ProcessStore, naming
 from kakehashi.link.ring import Ring, RingStats, Stream
@@ -152,7 +153,7 @@ class SeriesDataset(Dataset[Sample]):
         """Return what must be the same for a position in the order to mean the same sample."""
         files = self._stores.get().reader.manifest.files
         # The hashes of their blocks too: the same series, with the same voxels.
-        names = [f"{uid} {files[f'series/{uid}.ozx'].blocks}\n" for uid in self.uids]
+        names = [f"{uid} {files[series_path(uid)].blocks}\n" for uid in self.uids]
         return {
             "series": hashlib.sha256("".join(names).encode()).hexdigest(),
             "crop": None if self.crop is None else list(self.crop),

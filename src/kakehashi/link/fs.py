@@ -28,6 +28,7 @@ import numpy as np
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from kakehashi.errors import StoreError
+from kakehashi.link.manifest import series_path
 from kakehashi.link.processstore import ProcessStore, naming
 from kakehashi.link.session import Session
 
@@ -217,7 +218,7 @@ class KakehashiFileSystem(AbstractFileSystem):  # type: ignore[misc] # has no ty
 
     def __init__(self, session: Session | Path | str | None = None, **options: Any) -> None:
         super().__init__(session=session, **options)
-        current = session if isinstance(session, Session) else Session.current(session)
+        current = Session.of(session)
         self._view = _SHARED.get(current) or _SHARED.setdefault(current, _View(current))
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:  # noqa: FBT001, FBT002 - fsspec's
@@ -303,7 +304,7 @@ class KakehashiFileSystem(AbstractFileSystem):  # type: ignore[misc] # has no ty
         return self._view.stores.get()
 
     def _known(self, uid: str) -> bool:
-        return f"series/{uid}.ozx" in self._store.reader.manifest.files
+        return series_path(uid) in self._store.reader.manifest.files
 
     def _refuse(self, path: object, *_: Any, **__: Any) -> NoReturn:
         """Refuse to write: the store's view is read-only."""

@@ -20,6 +20,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from kakehashi.link.manifest import series_path
 from kakehashi.link.order import Order, Turned
 from kakehashi.link.pinned import Pins
 
@@ -397,7 +398,7 @@ class _Rest:
 
 def _sizes(loader: SeriesLoader) -> dict[str, int]:
     files = loader.dataset._stores.get().reader.manifest.files
-    return {uid: files[f"series/{uid}.ozx"].size for uid in loader.dataset.uids}
+    return {uid: files[series_path(uid)].size for uid in loader.dataset.uids}
 
 
 def _gb(count: int) -> str:

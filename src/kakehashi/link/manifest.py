@@ -220,6 +220,11 @@ class Manifest:
             ) from None
 
 
+def series_path(uid: str) -> str:
+    """Return what the manifest calls a series's packed file."""
+    return f"series/{uid}.ozx"
+
+
 def remote_path(manifest_path: str, path: str) -> str:
     """Return where a file of the manifest lies at the store: beside the manifest."""
     return posixpath.join(posixpath.dirname(manifest_path), path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -116,7 +117,7 @@ def _rtt(axes: Axes, dense: Sequence[Moment], edges: NDArray[np.float64]) -> Non
     known = [1000 * one.rtt_s if one.rtt_s else np.nan for one in dense]
     axes.stairs(known, edges, color=RTT, linewidth=1, baseline=None, label="shortest round trip")
     axes.set_ylabel("ms")
-    axes.set_ylim(0, max([one for one in known if one == one], default=1.0) * 1.4)  # noqa: PLR0124 - NaN
+    axes.set_ylim(0, max((one for one in known if not math.isnan(one)), default=1.0) * 1.4)
 
 
 def _legend(figure: Figure) -> None:

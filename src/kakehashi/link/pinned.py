@@ -22,6 +22,7 @@ from multiprocessing.reduction import DupFd
 from typing import TYPE_CHECKING, Any
 
 from kakehashi.errors import LinkClosedError, SessionError
+from kakehashi.link.manifest import series_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -186,7 +187,7 @@ class Pins:
         places: dict[str, tuple[int, int]] = {}
         at = 0
         for uid in uids:
-            size = files[f"series/{uid}.ozx"].size
+            size = files[series_path(uid)].size
             places[uid] = at, size
             at += size
         self.held = Held(places)
@@ -256,7 +257,7 @@ class Pins:
             # A rank may have nothing to hold.
             self._hold_if_whole()
         reader = self._stores.get().reader
-        paths = (f"series/{uid}.ozx" for uid in self.held.places)
+        paths = (series_path(uid) for uid in self.held.places)
         with closing(reader.read_many(paths, ahead_bytes=_AHEAD_BYTES)) as ranges:
             for uid in self.held.places:
                 while not ranges.advance(self._wake.set):

@@ -173,6 +173,8 @@ class _Channel:
     thread: threading.Thread | None = None
     sftp: Sftp | None = None
     connected: bool = False
+    # It got no descriptor when it tried last.
+    starved: bool = False
     taken: set[Piece] = field(default_factory=set)
     flying: int = 0
     depth: int = 2 * pace.DEPTH_LEAST
@@ -381,22 +383,31 @@ class Pool:
         if queued and every:
             queued = len(self._channels)
         wanted = self._ranked()[: self._limit()]
-        for channel in sorted(wanted, key=lambda c: (c.flying, not c.connected))[:queued]:
+        for channel in sorted(wanted, key=lambda c: (c.flying, not c.connected)):
+            if not queued:
+                break
             if channel.thread is None:
                 try:
                     self._begin(channel)
                 except OSError:
                     if all(one.thread is None for one in self._channels):
                         raise
+                    continue
             elif not channel.full:
                 channel.ring()
+            queued -= 1
 
     def _begin(self, channel: _Channel) -> None:
-        bell = channel.bell = _Bell(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-        channel.thread = threading.Thread(
+        bell = _Bell(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        thread = threading.Thread(
             target=self._run, args=(channel, bell), name=f"link-{channel.number}", daemon=True
         )
-        channel.thread.start()
+        channel.bell, channel.thread = bell, thread
+        try:
+            thread.start()
+        except RuntimeError as error:
+            channel.bell = channel.thread = None
+            raise OSError(errno.EAGAIN, str(error)) from error
 
     def _ranked(self) -> list[_Channel]:
         """Return the channels, those first that are to go on if there are to be fewer.
@@ -466,22 +477,20 @@ class Pool:
             if self._closed is not None:
                 # It was ended, not lost.
                 return
-            peers = sum(
-                one.connected and one.replica is channel.replica
-                for one in self._channels
-                if one is not channel
-            )
+            others = [one for one in self._channels if one is not channel]
+            peers = sum(one.connected and one.replica is channel.replica for one in others)
             if exchange is None and peers:
                 # The others work: so this one was not granted, and they have to do.
                 self._ledger.refused += 1
                 connected = sum(one.connected for one in self._channels)
                 self._pace.refused(time.monotonic(), connected)
                 return
-            if isinstance(error, OSError) and error.errno in _NO_FILES:
+            channel.starved = isinstance(error, OSError) and error.errno in _NO_FILES
+            if channel.starved and all(one.starved or one.thread is None for one in others):
                 # Only this process itself can make room, so that it must be told.
                 dropped = self._drop_queue(_no_channel(error))
             self._ledger.reconnected(len(channel.taken))
-            channel.replica.failing = not peers
+            channel.replica.failing = not peers and not channel.starved
             # This one may be out of reach for long, and the others not have been asked yet.
             self._call(every=True)
             if exchange is not None and exchange.silent_s >= channel.patience_s:
@@ -494,10 +503,12 @@ class Pool:
             # From here on closing the pool reaches the channel, also when the store hangs.
             channel.sftp = sftp
             if self._closed is not None:
-                raise self._closed
+                # Another one each time: with its traceback it would keep what its thread has.
+                raise LinkClosedError(*self._closed.args)
         sftp.greet()
         with self._lock:
             channel.connected = True
+            channel.starved = False
             channel.replica.failing = False
             channel.rtt_s = None
             channel.depth = 2 * pace.DEPTH_LEAST
@@ -853,12 +864,18 @@ def _tell(pieces: Iterable[Piece]) -> None:
             waiter(piece)
 
 
-def _no_channel(error: OSError) -> LinkError:
-    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+def _no_channel(error: Exception) -> LinkError:
+    reason = error.strerror if isinstance(error, OSError) else error
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return LinkError(
+            f"no channel to the store can be opened: {reason}; this process may have {most} files "
+            "open at once: close stores and files that are not needed any more, or raise the "
+            "limit (ulimit -n)"
+        )
     return LinkError(
-        f"no channel to the store can be opened: {error.strerror}; this process may have {most} "
-        "files open at once: close stores and files that are not needed any more, or raise the "
-        "limit (ulimit -n)"
+        f"no channel to the store can be opened: {reason}; the node has none left for this "
+        "session: end other programs in it, or ask the site's operators"
     )
 
 

@@ -45,7 +45,7 @@ class ProcessStore:
     """
 
     def __init__(self, session: Session | Path | str | None = None) -> None:
-        self.session = session if isinstance(session, Session) else Session.current(session)
+        self.session = Session.of(session)
         # A forked process keeps what it got from its parent, and never uses or closes it: the
         # parent's channels are the same sockets.
         self._inherited: Store | None = None

@@ -173,14 +173,14 @@ class Reader:
 
     def stats(self) -> Stats:
         """Return the figures so far; cheap, from any thread."""
-        self._refuse_forked()
+        self.refuse_forked()
         with self._lock:
             cached_blocks = self._cached_blocks
         return self._pool.stats(cached_blocks)
 
     def history(self) -> tuple[Second, ...]:
         """Return what was done second by second, oldest first, within the last hour."""
-        self._refuse_forked()
+        self.refuse_forked()
         return self._pool.history()
 
     def read_many(self, wanted: Iterable[Wanted], *, ahead_bytes: int = AHEAD_BYTES) -> Bulk:
@@ -205,7 +205,7 @@ class Reader:
         >>> for data in reader.read_many(reader.manifest.files):  # doctest: +SKIP
         ...     consume(data)
         """
-        self._refuse_forked()
+        self.refuse_forked()
         return Bulk(self, wanted, ahead_bytes=ahead_bytes)
 
     def aread_many(self, wanted: Iterable[Wanted], *, ahead_bytes: int = AHEAD_BYTES) -> AsyncBulk:
@@ -268,7 +268,7 @@ class Reader:
         It will be asked for next, and two round trips are most of what a small file takes. A
         single block is checked by the manifest itself, without a list.
         """
-        self._refuse_forked()
+        self.refuse_forked()
         count = -(-entry.size // self._block_size)
         if not 0 < count <= _SMALL or self._known_list(entry) is not None:
             self._ask_list(entry, tell)
@@ -319,7 +319,7 @@ class Reader:
 
         It is called from whichever thread, at once where the list is known.
         """
-        self._refuse_forked()
+        self.refuse_forked()
         known = self._known_list(entry)
         if known is not None:
             tell(known)
@@ -382,9 +382,12 @@ class Reader:
     def _submit(self, pieces: Sequence[Piece], *, urgent: bool) -> None:
         self._pool.submit(pieces, urgent=urgent)
 
-    def _refuse_forked(self) -> None:
-        # The channels' threads do not live on in a child, so it would wait for ever: for them, or
-        # for a lock that one of them held.
+    def refuse_forked(self) -> None:
+        """Raise a ``LinkError`` in a process that was forked behind this reader's opening.
+
+        The channels' threads do not live on in a child, so it would wait for ever: for them, or
+        for a lock that one of them held.
+        """
         if os.getpid() != self._pid:
             raise LinkError(
                 "this reader was opened before the process was forked and cannot be used here; "
@@ -441,7 +444,12 @@ class Reader:
             self._runs.move_to_end(path)
             while now - next(iter(self._runs.values())) > _RUN_S:
                 self._runs.popitem(last=False)
-            return max(_LEAST_AHEAD, self._window // len(self._runs))
+            return min(self._window, max(_LEAST_AHEAD, self._window // len(self._runs)))
+
+    def _ends(self, path: str) -> None:
+        """Note that a file is not read on in sequence."""
+        with self._lock:
+            self._runs.pop(path, None)
 
     def _has(self, path: str, index: int) -> bool:
         """Tell whether a block is in the cache, or on its way to it."""
@@ -510,7 +518,9 @@ class File:
 
     def close(self) -> None:
         """Let go of the reader; reading is an error from now on."""
-        self._reader = None
+        reader, self._reader = self._reader, None
+        if reader is not None and os.getpid() == reader._pid:
+            reader._ends(self.path)
 
     def read(self, offset: int, length: int, *, interrupted: Interrupted | None = None) -> bytes:
         """Return verified bytes.
@@ -598,7 +608,7 @@ class File:
             raise ValueError(f"{self.path} is closed; open it again")
         if offset < 0 or length < 0:
             raise ValueError(f"offset and length must not be negative: {offset}, {length}")
-        self._reader._refuse_forked()
+        self._reader.refuse_forked()
         return self._reader, min(offset + length, self.size)
 
     def _read_directly(
@@ -640,6 +650,10 @@ class File:
                 self._expected = stop
                 self._ahead_until = 0
             if self._run < _RUN:
+                return range(0)
+            if stop == self._blocks:
+                # The others may read on without regard to it.
+                reader._ends(self.path)
                 return range(0)
             reach = min(reader._goes_on(self.path, first), _REACH * self._run)
             begin = max(stop, self._ahead_until)

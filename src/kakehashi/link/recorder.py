@@ -195,7 +195,7 @@ def step(session: Session | Path | str | None = None) -> contextlib.AbstractCont
     ...         batch = next(batches)
     ...     train(batch)
     """
-    return of(session if isinstance(session, Session) else Session.current(session)).step()
+    return of(Session.of(session)).step()
 
 
 def _after_fork() -> None:

@@ -142,6 +142,11 @@ class Session:
             source=source,
         )
 
+    @classmethod
+    def of(cls, session: Session | Path | str | None) -> Session:
+        """Return the session that is given, or the one that :meth:`current` finds."""
+        return session if isinstance(session, Session) else cls.current(session)
+
     def lease(self) -> Lease:
         """Return the lease as it stands now; read anew at each call.
 

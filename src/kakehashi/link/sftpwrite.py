@@ -47,9 +47,8 @@ _BATCH = 16
 
 _OPEN, _WRITE, _LSTAT, _FSETSTAT, _OPENDIR, _READDIR = 3, 6, 7, 10, 11, 12
 _REMOVE, _MKDIR, _RMDIR, _REALPATH, _STAT, _EXTENDED = 13, 14, 15, 16, 17, 200
-_SETSTAT = 9
 _FLAG_READ, _FLAG_WRITE, _FLAG_CREATE, _FLAG_EXCLUSIVE = 1, 2, 8, 32
-_ATTR_MODE, _ATTR_TIMES = 4, 8
+_ATTR_MODE = 4
 _NO_ATTRIBUTES = struct.pack(">I", 0)
 
 _FSYNC, _RENAME = b"fsync@openssh.com", b"posix-rename@openssh.com"
@@ -272,11 +271,6 @@ class WritingSftp(Sftp):
             ),
             "set rights",
         )
-
-    def set_modified(self, path: str, seconds: int) -> None:
-        """Set when a file was changed last, in seconds since 1970."""
-        body = _path(path) + struct.pack(">III", _ATTR_TIMES, seconds, seconds)
-        self._done(self._ask(_SETSTAT, body, STATUS_REPLY), path)
 
     def list(self, path: str) -> list[tuple[str, Stat]]:
         """Return a folder's entries, links as links, without ``.`` and ``..``."""

@@ -18,7 +18,7 @@ import numpy as np
 from kakehashi.errors import SessionError, StoreError
 from kakehashi.imaging.ozip import Pack, open_pack
 from kakehashi.link import door, recorder
-from kakehashi.link.manifest import Entry, Manifest, NotInManifestError
+from kakehashi.link.manifest import Entry, Manifest, NotInManifestError, series_path
 from kakehashi.link.pinned import HeldFile
 from kakehashi.link.reader import Reader, Stats
 from kakehashi.link.session import Lease, Session
@@ -144,6 +144,9 @@ class Series:
         """The whole volume, axes z, y, x, rescaled (HU for CT); read once, then kept."""
         # Not a cached_property: in Python 3.11 all series would share its lock, and wait for one
         # another's bytes.
+        if self._array is not None:
+            return self._array
+        self._store.reader.refuse_forked()
         with self._reading:
             if self._array is None:
                 self._array = np.asarray(self.pack.values(np.float32))
@@ -330,7 +333,7 @@ class Store:
         *,
         manifest: Manifest | None = None,
     ) -> None:
-        self.session = session if isinstance(session, Session) else Session.current(session)
+        self.session = Session.of(session)
         reference = self.session.manifest
         connects = door.to_store(self.session)
         if manifest is None:
@@ -382,7 +385,7 @@ class Store:
         NotInManifestError
             The cohort has no such series.
         """
-        entry = self.reader.manifest.files.get(f"series/{uid}.ozx")
+        entry = self.reader.manifest.files.get(series_path(uid))
         if entry is None:
             raise NotInManifestError(
                 f"the series {uid!r} is not in this session's cohort "

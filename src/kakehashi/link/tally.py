@@ -225,6 +225,11 @@ def _ring(step: int) -> tuple[int, int]:
     raise ValueError(f"there is a ring of seconds and one of minutes, none of {step} s")
 
 
+def span(step: int) -> int:
+    """Return how many seconds back a ring goes; in its slots may stand what is older."""
+    return step * _ring(step)[1]
+
+
 def together(tallies: Iterable[Tally], step: int, since: int = 0) -> list[Moment]:
     """Return what all processes did, oldest first; moments without anything are left out."""
     rows = np.concatenate([np.empty(0, _FIELDS), *(one.rows(step, since) for one in tallies)])

@@ -161,7 +161,7 @@ class TrafficLog:
     """
 
     def __init__(self, session: Session | Path | str | None = None) -> None:
-        self.session = session if isinstance(session, Session) else Session.current(session)
+        self.session = Session.of(session)
 
     def __repr__(self) -> str:
         found = self.summary()
@@ -172,7 +172,7 @@ class TrafficLog:
 
     def seconds(self, since: int = 0) -> list[Moment]:
         """Return the seconds of the last hour, oldest first, those without anything left out."""
-        return self._read(SECOND, max(since, int(time.time()) - 3600 + 1))
+        return self._read(SECOND, since)
 
     def minutes(self, since: int = 0) -> list[Moment]:
         """Return the minutes of the last week likewise."""
@@ -226,6 +226,7 @@ class TrafficLog:
         self.figure().savefig(path, format="png", dpi=dpi)
 
     def _read(self, step: int, since: int) -> list[Moment]:
+        since = max(since, int(time.time()) - tally.span(step) + 1)
         own = recorder.of(self.session)
         # What is under way here is not to wait for the next look.
         own.note()

@@ -53,6 +53,8 @@ class _Range:
     data: memoryview | None
     digest: bytes = b""
     mismatches: int = 0
+    # Its bytes were counted; after a cut they may be written once more.
+    counted: bool = False
 
 
 @dataclass(eq=False)
@@ -180,7 +182,7 @@ class Upload:
         self._checking = check
         for start in range(0, len(view), RANGE):
             piece = view[start : start + RANGE]
-            if self._held >= HELD and not self._lanes:
+            if self._held >= HELD and all(lane.thread is None for lane in self._lanes):
                 self._run_out()
             with self._state:
                 while self._held >= HELD and self._failure is None:
@@ -227,17 +229,24 @@ class Upload:
             except (LinkError, OSError) as error:
                 self._after(error)
                 continue
-            if found is not None:
-                self._release()
-                return found
+            self._release()
+            return found
+
+    def stop(self) -> None:
+        """From any thread: have whoever waits here end at once, with a ``WorkError``."""
+        self._fail(WorkError(f"{self._path}: the write was cancelled"))
+        for lane in list(self._lanes):
+            sftp = lane.sftp
+            if sftp is not None:
+                sftp.abort()
 
     def cancel(self) -> None:
-        """Stop, wherever it is."""
+        """Stop, wherever it is, and give the channels back."""
         self._fail(WorkError(f"{self._path}: the write was cancelled"))
         self._release()
 
-    def _flush(self) -> Stat | None:
-        """Flush over one channel; then see that all are the same as before. None: once more."""
+    def _flush(self) -> Stat:
+        """Flush over one channel; then see that all are the same as before."""
         for lane in [lane for lane in self._lanes if lane.sftp is None]:
             self._lanes.remove(lane)
         if not self._lanes:
@@ -462,7 +471,8 @@ class Upload:
         if traffic.left[one]:
             return
         del traffic.left[one]
-        if self._progress is not None and not one.mismatches:
+        if self._progress is not None and not one.counted:
+            one.counted = True
             self._progress(one.size)
         if not self._checking:
             with self._state:

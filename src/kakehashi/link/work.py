@@ -111,7 +111,7 @@ class WorkFolder(ABC):
         """
         from kakehashi.link.workchannel import ChannelFolder  # noqa: PLC0415 - it needs this one
 
-        here = session if isinstance(session, Session) else Session.current(session)
+        here = Session.of(session)
         return ChannelFolder.on_socket(here.work_socket)
 
     def __enter__(self) -> Self:

@@ -205,7 +205,10 @@ class ChannelFolder(WorkFolder):
                 return
             entries = sftp.list(place)
             if entries and not recursive:
-                raise WorkError(f"{path}: is a folder that is not empty")
+                raise WorkError(
+                    f"{path}: is a folder that is not empty; remove what is in it first, or give "
+                    "recursive=True"
+                )
             self._empty(sftp, place, entries)
             sftp.rmdir(place)
 
@@ -395,6 +398,10 @@ class Incoming:
         self._parts.remove(self._part)
         self._drop()
         return _described(posixpath.basename(relative(self._path)), settled)
+
+    def stop(self) -> None:
+        """From any thread: end a :meth:`feed` or :meth:`settle` that waits, by a ``WorkError``."""
+        self._upload.stop()
 
     def discard(self) -> None:
         """Remove what was written; the file stays as it was. After a commit, do nothing."""

@@ -14,6 +14,7 @@ from zarr.abc.store import (
 )
 
 from kakehashi.imaging.ozip import ZipStore
+from kakehashi.link.manifest import series_path
 from kakehashi.link.processstore import ProcessStore, naming
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class ZarrStore(Store):
         opened = self._opened
         if opened is None or opened[0] is not reader:
             with naming(self.uid):
-                opened = (reader, ZipStore(reader.open(f"series/{self.uid}.ozx")))
+                opened = (reader, ZipStore(reader.open(series_path(self.uid))))
             self._opened = opened
         return opened[1]
 

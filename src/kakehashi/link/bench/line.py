@@ -35,6 +35,7 @@ WARM_S = 1.0
 HEADER_BYTES = 4096
 RANGE_BYTES = 256 << 10
 READ_BYTES = 1 << 20
+PART_BYTES = 8 << 20
 _RTT_TRIES = 9
 _OUTSTANDING = 4 << 20
 _HEADERS = 4000
@@ -286,21 +287,24 @@ def _reader(book: Book, count: int) -> float:
 
 def _pieces(sample: Sample) -> Iterator[tuple[str, int, int]]:
     """Return whole files in parts, one after another without end."""
-    step = 8 * READ_BYTES
     while True:
         entry = sample.next()
-        for at in range(0, entry.size, step):
-            yield entry.path, at, min(step, entry.size - at)
+        for at in range(0, entry.size, PART_BYTES):
+            yield entry.path, at, min(PART_BYTES, entry.size - at)
 
 
 def _held(sample: Sample) -> Iterator[int]:
     while True:
         entry = sample.next()
-        for at in range(0, entry.size, 8 * READ_BYTES):
-            data = sample.held.read(entry.uid, at, 8 * READ_BYTES)
-            if data is None:
-                raise OSError("what was held in memory was dropped: the session ends")
-            yield len(data)
+        for at in range(0, entry.size, PART_BYTES):
+            yield len(_from_memory(sample, entry.uid, at, PART_BYTES))
+
+
+def _from_memory(sample: Sample, uid: str, at: int, length: int) -> bytes:
+    data = sample.held.read(uid, at, length)
+    if data is None:
+        raise OSError("what was held in memory was dropped: the session ends")
+    return data
 
 
 def _view(book: Book, workers: int) -> float:
@@ -385,7 +389,7 @@ def _held_ranges(sample: Sample) -> float:
     wanted = _places(sample)
     started = time.monotonic()
     for _, at, length, uid in wanted:
-        sample.held.read(uid, at, length)
+        _from_memory(sample, uid, at, length)
     return sum(length for _, _, length, _ in wanted) / 1e6 / (time.monotonic() - started)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from kakehashi.link.bench.results import PARTS, Part, Report
+from kakehashi.link.bench.results import PARTS, WAITING, Part, Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,7 +28,6 @@ TITLES: dict[Part, str] = {
     "segmentation": "CT segmentation, training and test",
 }
 _CONNECTIONS = re.compile(r"(ssh|reader, packed), (\d+) (?:connection|channel)")
-_WAITING = "waiting for data"
 _STEP = re.compile(r"(.+): (a training step.*)")
 
 
@@ -185,10 +184,7 @@ def _side_by_side(runs: Sequence[Run]) -> list[str]:
     for name in names:
         found = [run.report.figure(name) for run in runs]
         if sum(one is not None for one in found) > 1:
-            cells = [
-                "" if one is None else f"{one.median:.4g} {_cell(one.unit)}".strip()
-                for one in found
-            ]
+            cells = ["" if one is None else _value(one.median, one.unit) for one in found]
             lines.append(f"| {_cell(name)} | " + " | ".join(cells) + " |")
     return lines
 
@@ -281,12 +277,12 @@ def _draw_steps(axes: Axes, run: Run) -> bool:
 
 def _draw_waiting(axes: Axes, run: Run) -> bool:
     bars = {
-        figure.name.removesuffix(f": {_WAITING}"): {
+        figure.name.removesuffix(f": {WAITING}"): {
             "link": figure.median,
             "local": statistics.median(figure.local),
         }
         for figure in run.report.figures
-        if figure.name.endswith(f": {_WAITING}") and figure.local
+        if figure.name.endswith(f": {WAITING}") and figure.local
     }
     return _bars(axes, bars, "% of the time waiting for data")
 

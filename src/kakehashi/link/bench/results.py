@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
-FORMAT: Literal[1] = 1
+WAITING = "waiting for data"
+"""What figures of a training's waits are called, behind the training's name."""
 
 Part = Literal["line", "reader", "ranges", "write", "loop", "networks", "segmentation"]
 PARTS: tuple[Part, ...] = (
@@ -98,7 +99,7 @@ class Cohort(_Model):
 class Report(_Model):
     """All figures of one session."""
 
-    kakehashi_link_bench: Literal[1] = FORMAT
+    kakehashi_link_bench: Literal[1] = 1
     site: _Words
     measured_at: _Words
     seconds: float

@@ -17,7 +17,7 @@ from kakehashi.link.reader import CHANNELS, Reader
 from kakehashi.link.sftp import Sftp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from kakehashi.link.manifest import Entry
     from kakehashi.link.pinned import Held
@@ -134,10 +134,6 @@ class Sample:
         """Return the files in the session's view; none where the node mounts nothing."""
         view = self.session.view
         return [] if view is None else [view / path for path in self.paths]
-
-    def endless(self) -> Iterator[str]:
-        """Return the files' paths, over and over."""
-        return itertools.cycle(self.paths)
 
 
 def _chosen(entries: list[Entry], limit: int) -> list[Entry]:

@@ -23,6 +23,7 @@ from monai.networks.nets.resnet import resnet18
 from monai.networks.nets.segresnet import SegResNet
 from monai.networks.nets.unet import UNet
 
+from kakehashi.link.bench.results import WAITING
 from kakehashi.link.bench.ways import Quantity, Way, one
 from kakehashi.link.dataset import SeriesDataset, SeriesLoader
 
@@ -146,7 +147,6 @@ def _finish() -> None:
         torch.cuda.synchronize()
 
 
-WAITING = "waiting for data"
 WAITING_LATER = "waiting for data behind the first batch"
 
 

@@ -176,7 +176,8 @@ class Visit:
         try:
             deployment.visitor.stop(_END_S)
         except FAILURES as error:
-            self.problems.append(f"the session of {name} may still run; stop it: {error}")
+            why = without_names(str(error))
+            self.problems.append(f"the session of {name} may still run; stop it: {why}")
 
 
 def iperf3(host: str) -> Iperf:
