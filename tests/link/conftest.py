@@ -21,8 +21,8 @@ def folder(tmp_path: Path) -> StoreFolder:
 
 @pytest.fixture
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A server, to write to as well where the module says ``WRITES``."""
-    server = Server(writes=getattr(request.module, "WRITES", False))
+    """A server, to write to as well where the module says ``SERVER_WRITES``."""
+    server = Server(writes=getattr(request.module, "SERVER_WRITES", False))
     yield server
     server.close()
 

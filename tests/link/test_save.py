@@ -44,7 +44,7 @@ from tests.link.test_work import Cutter, StepCutter, cut_point
 
 PATIENCE_S = 20.0
 REPOSITORY = Path(__file__).resolve().parents[2]
-WRITES = True
+SERVER_WRITES = True
 OLD, NEW = b"old " * 1000, random_bytes(700_000)
 BIG = random_bytes(13 * RANGE + 17)
 

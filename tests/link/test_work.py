@@ -37,7 +37,7 @@ from tests.link.stores import SFTP_SERVER, Broker, Server, parts, random_bytes, 
 from tests.link.test_session import write as write_session
 
 PATIENCE_S = 10.0
-WRITES = True
+SERVER_WRITES = True
 OLD, NEW = b"old " * 1000, random_bytes(700_000)
 
 
