@@ -31,6 +31,8 @@ def main() -> int:
     except KakehashiError as error:
         sys.stderr.write(f"{without_names(str(error))}\n")
         return 1
+    # What there is shall not be lost to whoever asks for it once more.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     options.json.write_text(report.model_dump_json(), encoding="utf-8")
     return 0
 

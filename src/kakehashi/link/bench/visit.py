@@ -34,6 +34,7 @@ FAILURES = (KakehashiError, OSError, ValueError, WebSocketException)
 _START_S = 600.0
 _END_S = 120.0
 _STOP_S = 60.0
+_ASK_S = 15.0
 _POLL_S = 1.0
 _IPERF_S = 120
 _CONNECTIONS = 4
@@ -154,7 +155,7 @@ class Visit:
     def _watch(self, label: str, kernel: Kernel) -> tuple[int, str]:
         """Show progress until the measurement ends; returns its status and its last words."""
         last = ""
-        until = None
+        until, ask_at = None, 0.0
         while True:
             code, new = kernel.value(LOOK)
             last = (last + str(new))[-2000:]
@@ -164,8 +165,11 @@ class Visit:
                 return int(code), last
             if self._stop.wait(_POLL_S) and until is None:
                 until = time.monotonic() + _STOP_S
-                kernel.run(STOP)
             if until is not None:
+                if time.monotonic() >= ask_at:
+                    # More than once: an interrupt can get lost where Python swallows exceptions.
+                    kernel.run(STOP)
+                    ask_at = time.monotonic() + _ASK_S
                 if time.monotonic() > until:
                     raise VisitError(f"the measurement did not stop within {_STOP_S:.0f} s")
                 time.sleep(_POLL_S / 10)  # a poll with a deadline; the event is set, and no pause
