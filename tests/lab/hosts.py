@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +31,16 @@ def wait_for(what: str, condition: Callable[[], bool], seconds: float = 20) -> N
         if time.monotonic() > deadline:
             raise LabError(f"after {seconds:g} s still waiting for: {what}")
         time.sleep(0.02)  # the pause of a poll with a deadline
+
+
+@contextlib.contextmanager
+def heeding_ctrl_c() -> Iterator[None]:
+    """Let this process, and those it starts, heed SIGINT, even if it was started to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def run(argv: Sequence[str], **options: object) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ import pytest
 
 from kakehashi.link.bench.report import Study
 from tests.lab.client import Client
-from tests.lab.hosts import wait_for
+from tests.lab.hosts import heeding_ctrl_c, wait_for
 from tests.lab.lab import REPOSITORY, Lab
 
 pytestmark = pytest.mark.lab
@@ -103,7 +103,7 @@ def test_ctrl_c_gives_what_there_is_and_ends_the_session(
     tanaka = person("tanaka")
     said, out = tmp_path / "said", tmp_path / "out"
     command = [*COMMAND, "--plan", str(plan(lab, tanaka, tmp_path)), "--out", str(out)]
-    with said.open("wb") as file:
+    with said.open("wb") as file, heeding_ctrl_c():
         process = subprocess.Popen(
             [*command, *parts("line", "loop"), "--compute", "60"],
             cwd=REPOSITORY,

@@ -37,7 +37,7 @@ from kakehashi.link.work import (
     part_name,
 )
 from kakehashi.link.workchannel import ChannelFolder
-from tests.lab.hosts import wait_for
+from tests.lab.hosts import heeding_ctrl_c, wait_for
 from tests.link.stores import SFTP_SERVER, Broker, Server, parts, random_bytes
 from tests.link.test_sshd import Sshd
 from tests.link.test_work import Cutter, StepCutter, cut_point
@@ -504,9 +504,10 @@ def test_ctrl_c_in_a_cut_ends_the_waiting(
             saver.save("a", BIG)
 
     impatient = threading.Thread(target=interrupt)
-    impatient.start()
-    with pytest.raises(KeyboardInterrupt):
-        act()
+    with heeding_ctrl_c():
+        impatient.start()
+        with pytest.raises(KeyboardInterrupt):
+            act()
     impatient.join()
     assert (root / "a").read_bytes() == OLD
     assert not [one for one in threading.enumerate() if one.name == "kakehashi saver"]
