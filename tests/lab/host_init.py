@@ -1,9 +1,10 @@
 """First process of a host of the lab: builds its root, then reaps what dies.
 
 Started as pid 1 of new mount, pid, uts and ipc (and mostly network) namespaces with one JSON
-document on standard input. Its root is an overlay of the machine's root file system with the
+document on standard input. Its root is an overlay of the machine's operating system with the
 upper layer in memory, so that a host may add accounts and files as a real one would, and all
-of it is gone with the host. What a host changed can be listed in its upper layer.
+of it is gone with the host. What a host changed can be listed in its upper layer. What else lies
+on the machine is no host's: a search of all its files is then as long as on a real one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import sys
 from pathlib import Path
 
@@ -20,6 +22,8 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 NOSUID, NODEV, NOEXEC, BIND, REC, PRIVATE, RDONLY, REMOUNT = 2, 4, 8, 4096, 16384, 1 << 18, 1, 32
 DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9),
            "tty": (5, 0), "fuse": (10, 229)}  # fmt: skip
+
+SYSTEM = {"bin", "etc", "lib", "lib32", "lib64", "libx32", "sbin", "usr", "var"}
 
 
 def mount(source: str, target: Path, kind: str | None, flags: int = 0, data: str = "") -> None:
@@ -57,6 +61,12 @@ def build_root(spec: dict[str, object]) -> None:
     root, upper, work = base / "root", base / "upper", base / "work"
     for folder in (root, upper, work):
         folder.mkdir(parents=True, exist_ok=True)
+    for folder in Path("/").iterdir():
+        if folder.name not in SYSTEM and folder.is_dir() and not folder.is_symlink():
+            empty = upper / folder.name
+            empty.mkdir()
+            empty.chmod(stat.S_IMODE(folder.stat().st_mode))
+            os.setxattr(empty, "trusted.overlay.opaque", b"y")
     mount("none", Path("/"), None, REC | PRIVATE)
     mount("overlay", root, "overlay", 0, f"lowerdir=/,upperdir={upper},workdir={work}")
     for source, target, writable in spec["binds"]:  # type: ignore[attr-defined]

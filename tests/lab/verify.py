@@ -19,6 +19,8 @@ OPTIONS: dict[str, dict[str, object]] = {
     "slurm": {"queue": "gpu", "gpus": 1, "hours": 1.0},
     "slurm-account": {"queue": "plain", "gpus": 0, "hours": 1.0},
 }
+# Every file of a host, on a machine that does much besides.
+SEARCH_S = 400
 # Inside: the store's packs, views and work folders. Its records and logs are searched.
 SKIP = {"store": ("/srv/kakehashi/packs", "/srv/kakehashi/views", "/srv/kakehashi/work")}
 
@@ -45,6 +47,7 @@ class LabHost:
                 [services.PYTHON, "-m", module, *arguments],
                 env={"KAKEHASHI_CONFIG": services.CONFIG, "PATH": services.PATH},
                 stdin=stdin,
+                timeout=SEARCH_S,
             ).stdout
         except LabError as error:
             raise VerifyError(str(error)) from None

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -201,7 +201,8 @@ class Broker:
         self._command = list(command)
         self._processes: list[subprocess.Popen[bytes]] = []
         # A signal is for every server that was begun before it.
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        self._silent = False
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
         self._listener.listen()
@@ -217,6 +218,7 @@ class Broker:
                     return  # closed
                 raise
             with connection, self._lock:
+                self._lock.wait_for(lambda: not self._silent)
                 self.connections += 1
                 self._processes.append(
                     subprocess.Popen(
@@ -230,7 +232,25 @@ class Broker:
             for process in self._processes:
                 process.send_signal(number)
 
+    @contextlib.contextmanager
+    def silence(self) -> Iterator[None]:
+        """Have no server answer, nor one that a client asks for meanwhile."""
+        with self._lock:
+            self._silent = True
+        self.send(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._answer_again()
+
+    def _answer_again(self) -> None:
+        with self._lock:
+            self._silent = False
+            self._lock.notify_all()
+        self.send(signal.SIGCONT)
+
     def close(self) -> None:
+        self._answer_again()
         self.path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)

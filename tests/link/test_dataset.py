@@ -6,7 +6,6 @@ import atexit
 import multiprocessing
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import threading
@@ -410,10 +409,7 @@ def test_closing_in_a_cut_does_not_wait_for_the_line(
     loader = SeriesLoader(SeriesDataset(own_cohort.path), ring_bytes=1 << 17)
     batches = iter(loader)
     _ = next(batches)
-    # Also for channels that are opened now.
-    serving, own_cohort.broker._command = own_cohort.broker._command, ["/bin/sleep", "600"]
-    own_cohort.broker.send(signal.SIGSTOP)
-    with ThreadPoolExecutor(1) as pool:
+    with own_cohort.broker.silence(), ThreadPoolExecutor(1) as pool:
         rest = pool.submit(list, batches)
         wait_for("what has come to be used up", lambda: loader.stats().ring.held_bytes > 0)
         started = time.monotonic()
@@ -425,8 +421,6 @@ def test_closing_in_a_cut_does_not_wait_for_the_line(
         "the ring's threads to end",
         lambda: not [t for t in threading.enumerate() if t.name.startswith("ring-")],
     )
-    own_cohort.broker._command = serving
-    own_cohort.broker.send(signal.SIGCONT)
     assert len(list(loader)) >= 1, "it can be taken up again"
     loader.close()
 

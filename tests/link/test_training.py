@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import signal
@@ -32,7 +33,6 @@ Step = Callable[[int], None]
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cohort]:
     cohort = Cohort(tmp_path_factory.mktemp("cohort"), SHAPES)
     yield cohort
-    cohort.broker.send(signal.SIGCONT)
     cohort.close()
 
 
@@ -153,11 +153,10 @@ def test_a_cut_within_the_ring_is_not_even_waited_for(
     with training.loader:
         training.run(4)
         wait_for("a full ring", full)
-        cohort.broker.send(signal.SIGSTOP)
-        before = training.loader.stats()
-        training.run(14)
-        during = training.loader.stats()
-        cohort.broker.send(signal.SIGCONT)
+        with cohort.broker.silence():
+            before = training.loader.stats()
+            training.run(14)
+            during = training.loader.stats()
         assert training.run(STEPS) == undisturbed
     assert during.batches - before.batches == 10
     assert during.ring.waited == before.ring.waited
@@ -171,6 +170,7 @@ def test_the_loss_curve_is_the_same_through_a_cut_that_empties_the_ring(
 ) -> None:
     training = Training(cohort, ring=4, workers=workers)
     moved, cut, over = threading.Event(), threading.Event(), threading.Event()
+    silence = contextlib.ExitStack()
 
     def line() -> None:
         assert cut.wait(20)
@@ -178,17 +178,17 @@ def test_the_loss_curve_is_the_same_through_a_cut_that_empties_the_ring(
         while moved.wait(0.5):
             moved.clear()
         over.set()
-        cohort.broker.send(signal.SIGCONT)
+        silence.close()
 
     def before(step: int) -> None:
         moved.set()
         if step == 7:
-            cohort.broker.send(signal.SIGSTOP)
+            silence.enter_context(cohort.broker.silence())
             cut.set()
 
     thread = threading.Thread(target=line)
     thread.start()
-    with training.loader:
+    with silence, training.loader:
         assert training.run(STEPS, before) == undisturbed
         assert training.loader.stats().waited_s > 0.4, "the control: the cut was felt"
     thread.join(20)

@@ -180,7 +180,7 @@ def test_the_spawn_page_works_without_a_mouse(visit: Callable[..., Visit]) -> No
     page.keyboard.press("ControlOrMeta+A")
     page.keyboard.type("1.5")
     page.keyboard.press("Enter")
-    page.wait_for_url(re.compile("/user/keys|spawn-pending"))
+    page.wait_for_url(re.compile("/user/keys"))
     person.go("home")
     shown = page.locator("main").inner_text()
     assert "mdx" in shown

@@ -12,11 +12,10 @@ from playwright.sync_api import Browser
 
 from kakehashi.imaging.ozip import FileReader, Pack, open_pack
 from tests.lab.browser import chromium
-from tests.link.stores import Broker as WorkBroker
-from tests.link.stores import work_server
+from tests.link.stores import Broker, work_server
 from tests.widgets.browser import Notebook, opened
 from tests.widgets.lab import Lab, jupyterlab
-from tests.widgets.session import Broker, SessionFolder, StoreFolder
+from tests.widgets.session import SessionFolder, StoreFolder
 
 
 @dataclass
@@ -53,7 +52,7 @@ def shore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shore]:
     session = SessionFolder(root / "run", root / "work")
     session.write(store, store.publish())
     broker = Broker(session.root / "store.sock")
-    work = WorkBroker(session.root / "work.sock", work_server(session.work))
+    work = Broker(session.root / "work.sock", work_server(session.work))
     yield Shore(store, session, broker, **made)
     work.close()
     broker.close()

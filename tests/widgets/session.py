@@ -1,4 +1,4 @@
-"""A session to test in: packed real series, a real SFTP server behind store.sock."""
+"""A session to test in: a store of packed real series, and what the wrapper lays out."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +19,6 @@ from typing import Any
 from kakehashi.store.pack import pack_series
 
 DATA = Path(__file__).resolve().parents[1] / "data"
-SFTP_SERVER = "/usr/lib/openssh/sftp-server"
 BLOCK = 131072
 INSIDE = Path(__file__).with_name("inside.py")
 
@@ -66,42 +63,6 @@ class StoreFolder:
         ).encode()
         (self.root / "manifest.json").write_bytes(raw)
         return hashlib.sha256(raw).hexdigest()
-
-
-class Broker:
-    """``store.sock``: each connection becomes one channel of a real ``sftp-server``."""
-
-    def __init__(self, path: Path) -> None:
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(str(path))
-        self._listener.listen()
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                channel, _ = self._listener.accept()
-            except OSError:
-                return
-            with channel:
-                self._processes.append(
-                    subprocess.Popen([SFTP_SERVER, "-R"], stdin=channel, stdout=channel)
-                )
-
-    def send(self, number: signal.Signals) -> None:
-        """Send a signal to every server that runs now."""
-        for process in self._processes:
-            process.send_signal(number)
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(timeout=10)
-        for process in self._processes:
-            process.kill()
-            process.wait(timeout=10)
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import signal
 from collections.abc import Callable
 
 import pytest
@@ -154,17 +153,10 @@ def test_a_real_cut_is_seen_while_it_lasts(notebook: Open, shore: Shore) -> None
     wait_for("some batches", lambda: number(figure(root, "steps")) >= 25, seconds=60)
     assert figure(root, "outages") == "0 (0 s)"
 
-    def cut() -> int:
-        # Also the servers of channels that were opened in place of silent ones.
-        shore.broker.send(signal.SIGSTOP)
-        return outage(root)
-
-    try:
-        wait_for("an outage that grows", lambda: cut() >= 6, seconds=60)
+    with shore.broker.silence():
+        wait_for("an outage that grows", lambda: outage(root) >= 6, seconds=60)
         assert number(figure(root, "now")) == 0
         before = number(figure(root, "steps"))
-    finally:
-        shore.broker.send(signal.SIGCONT)
     wait_for("more batches", lambda: number(figure(root, "steps")) >= before + 25, seconds=60)
     waits = drawn(root, "wait", seconds=60)
     assert sum(value == pytest.approx(100, abs=2) for value in waits.values()) >= 5
