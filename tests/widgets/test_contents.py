@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from tornado.web import HTTPError
 
 from kakehashi_widgets.contents import WholeFileContentsManager, sweep, write_whole
-from tests.widgets.session import SFTP_SERVER
+from tests.link.stores import SFTP_SERVER
 
 WHOLE = "kakehashi_widgets.contents.WholeFileContentsManager"
 STOCK = "jupyter_server.services.contents.largefilemanager.AsyncLargeFileManager"
