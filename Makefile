@@ -40,7 +40,8 @@ lint: install  ## ruff and mypy
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
 
-bench: install  ## all benchmarks; renders docs/benchmarks.md
+bench:  ## all benchmarks; renders docs/benchmarks.md
+	@bash scripts/install.sh bench
 	@$(PYTHON) -m bench
 
 docs: install  ## check the documentation's links and commands

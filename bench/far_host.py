@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.lab.hosts import ENVIRONMENT, run, wait_for
@@ -26,6 +27,15 @@ CIPHER = "aes128-gcm@openssh.com"
 Connect = Callable[[], socket.socket]
 
 LOGIN = f"root@{ADDRESSES[1]}"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A host of the site, its line, and what the store is called at the other end of it."""
+
+    network: Network
+    wan: Wan
+    store: str
 
 
 class FarHost:
@@ -48,7 +58,7 @@ class FarHost:
         for name in ("host", "user"):
             run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.base / name)])
         host_key = (self.base / "host.pub").read_text()
-        (self.base / "known").write_text(f"{ADDRESSES[1]} {host_key}")
+        (self.base / "known").write_text(f"* {host_key}")
         server = subprocess.Popen(
             self.store.inside(["iperf3", "-s", "-p", str(IPERF_PORT)]),
             stdout=subprocess.DEVNULL,
@@ -70,7 +80,7 @@ class FarHost:
             Lines of its configuration for either port.
         """
         (self.base / "sshd_config").write_text(
-            f"Port {SSH_PORT}\nPort {PLAIN_PORT}\nListenAddress {ADDRESSES[1]}\n"
+            f"Port {SSH_PORT}\nPort {PLAIN_PORT}\n"
             f"HostKey {self.base / 'host'}\nAuthorizedKeysFile {self.base / 'user.pub'}\n"
             "StrictModes no\nUsePAM no\nPidFile none\nPermitRootLogin prohibit-password\n"
             f"MaxStartups 100\nSubsystem sftp internal-sftp\n{files}\n"
@@ -132,25 +142,42 @@ class FarHost:
             "UserKnownHostsFile": str(self.base / "known"),
         }
 
-    def client(self, program: str, *words: str) -> list[str]:
+    def further_node(self, stack: contextlib.ExitStack, number: int) -> Node:
+        """Return another host of the site, with a line of its own to the store."""
+        addresses = (f"10.199.{number}.1", f"10.199.{number}.2")
+        network = stack.enter_context(Network())
+        wan = stack.enter_context(Wan(network.path, self.store.path, addresses=addresses))
+        return Node(network, wan, addresses[1])
+
+    @property
+    def node(self) -> Node:
+        """The host that is always there."""
+        return Node(self.site, self.wan, ADDRESSES[1])
+
+    def client(self, program: str, *words: str, node: Node | None = None) -> list[str]:
         """Return the argument list of ``ssh`` or ``sftp`` at the site."""
         options = self.options() | {"Ciphers": CIPHER}
         settings = [f"-o{name}={value}" for name, value in options.items()]
-        return self.site.inside([program, "-F", "none", *settings, *words])
+        here = (node or self.node).network
+        return here.inside([program, "-F", "none", *settings, *words])
 
-    def channel_command(self) -> list[str]:
+    def channel_command(self, node: Node | None = None) -> list[str]:
         """Return the argument list of one SFTP channel."""
-        return self.client("ssh", "-T", "-p", str(SSH_PORT), "-s", LOGIN, "sftp")
+        login = f"root@{(node or self.node).store}"
+        return self.client("ssh", "-T", "-p", str(SSH_PORT), "-s", login, "sftp", node=node)
 
     def plain_command(self) -> list[str]:
         """Return the argument list of a connection that carries bytes and nothing else."""
         return self.client("ssh", "-T", "-p", str(PLAIN_PORT), LOGIN)
 
     def opener(
-        self, stack: contextlib.ExitStack, clients: list[subprocess.Popen[bytes]]
+        self,
+        stack: contextlib.ExitStack,
+        clients: list[subprocess.Popen[bytes]],
+        node: Node | None = None,
     ) -> Connect:
         """Return what opens SFTP channels, each a process that is added to ``clients``."""
-        argv = self.channel_command()
+        argv = self.channel_command(node)
 
         def connect() -> socket.socket:
             near, far = socket.socketpair()

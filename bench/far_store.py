@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import json
 import os
+import ssl
 import subprocess
 import tempfile
 import threading
@@ -14,13 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.far_host import CIPHER, LOGIN, Connect, FarHost
+from bench.far_host import CIPHER, LOGIN, SSH_PORT, Connect, FarHost, Node
 from kakehashi.link import Reader
 from tests.lab.hosts import ENVIRONMENT, run, wait_for
+from tests.lab.wan import ADDRESSES
 from tests.link.mounted import MountedView
 
 BLOCK = 131072
-PACKED = (20, 100 << 20)
+PACKED = (32, 100 << 20)
 SMALL = (4000, 256 << 10)
 HEADER_BYTES = 4096
 TUNED = (
@@ -30,7 +33,32 @@ TUNED = (
 READ_AHEAD_KIB = 16384
 BACKGROUND = 256
 CONNECTIONS_AT_MOST = 8
+TLS_PORT = 443
+# The cipher that ssh has here, too.
+NGINX = """\
+daemon off;
+user root;
+worker_processes 2;
+pid {base}/nginx.pid;
+error_log {base}/nginx.log;
+events {{ worker_connections 512; }}
+http {{
+  access_log off;
+  default_type application/octet-stream;
+  keepalive_requests 1000000;
+  server {{
+    listen {address}:{port} ssl;
+    ssl_certificate {base}/tls.crt;
+    ssl_certificate_key {base}/tls.key;
+    ssl_protocols TLSv1.3;
+    ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256;
+    root {base}/data;
+  }}
+}}
+"""
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+Https = http.client.HTTPConnection
 
 
 @dataclass(frozen=True)
@@ -160,10 +188,12 @@ class FarStore(FarHost):
             lambda: Cost(time.process_time(), sum(map(cpu_of, pids)) + cpu_of(self.sshd)),
         )
 
-    def channels(self, stack: contextlib.ExitStack) -> tuple[Connect, Callable[[], float]]:
+    def channels(
+        self, stack: contextlib.ExitStack, node: Node | None = None
+    ) -> tuple[Connect, Callable[[], float]]:
         """Return what opens SFTP channels to the store, and their CPU seconds."""
         clients: list[subprocess.Popen[bytes]] = []
-        connect = self.opener(stack, clients)
+        connect = self.opener(stack, clients, node)
         return connect, lambda: sum(cpu_of(client.pid) for client in clients)
 
     def reader(
@@ -177,7 +207,7 @@ class FarStore(FarHost):
         stack.enter_context(reader)
         return reader, lambda: Cost(time.process_time(), ssh() + cpu_of(self.sshd))
 
-    def view(self, stack: contextlib.ExitStack) -> tuple[Path, Callable[[], Cost]]:
+    def view(self, stack: contextlib.ExitStack) -> tuple[list[Path], Callable[[], Cost]]:
         """Return the view's mount, as a session has it."""
         connect, ssh = self.channels(stack)
         point = self._mount_point()
@@ -185,12 +215,29 @@ class FarStore(FarHost):
         stack.callback(view.close)
         view.ready()
         pid = view.process.pid
-        return view.root, lambda: Cost(cpu_of(pid), ssh() + cpu_of(self.sshd))
+        return [view.root], lambda: Cost(cpu_of(pid), ssh() + cpu_of(self.sshd))
 
     def sshfs(
-        self, stack: contextlib.ExitStack, *, tuned: bool, workers: int = 1
-    ) -> tuple[Path, Callable[[], Cost]]:
-        """Return sshfs's mount, as it is or with what is known to help."""
+        self, stack: contextlib.ExitStack, *, tuned: bool, workers: int = 1, mounts: int = 1
+    ) -> tuple[list[Path], Callable[[], Cost]]:
+        """Return sshfs's mounts, as they are or with what is known to help.
+
+        ``workers`` are those of one mount.
+        """
+        points, processes = zip(
+            *(self._sshfs(stack, tuned=tuned, workers=workers) for _ in range(mounts)), strict=True
+        )
+
+        def cost() -> Cost:
+            own = sum(cpu_of(process.pid, children=False) for process in processes)
+            below = sum(cpu_of(process.pid) for process in processes) - own
+            return Cost(own, below + cpu_of(self.sshd))
+
+        return list(points), cost
+
+    def _sshfs(
+        self, stack: contextlib.ExitStack, *, tuned: bool, workers: int
+    ) -> tuple[Path, subprocess.Popen[bytes]]:
         point = self._mount_point()
         options = ",".join(f"{name}={value}" for name, value in self.options().items())
         argv = ["sshfs", f"{LOGIN}:/", str(point), "-f", "-o", options]
@@ -214,11 +261,70 @@ class FarStore(FarHost):
                     str(BACKGROUND)
                 )
 
-        def cost() -> Cost:
-            own = cpu_of(process.pid, children=False)
-            return Cost(own, cpu_of(process.pid) - own + cpu_of(self.sshd))
+        return point, process
 
-        return point, cost
+    def rclone(self, stack: contextlib.ExitStack) -> tuple[list[Path], Callable[[], Cost]]:
+        """Return rclone's mount, by its own ssh, with what helps it."""
+        point = self._mount_point()
+        remote = (
+            f":sftp,host={ADDRESSES[1]},port={SSH_PORT},user=root,key_file={self.base / 'user'},"
+            f"known_hosts_file={self.base / 'known'},shell_type=none,disable_hashcheck=true:/"
+        )
+        argv = ["rclone", "mount", remote, str(point), "--config", "/dev/null", "--read-only"]
+        argv += ["--dir-cache-time", "24h", "--attr-timeout", "24h", "--buffer-size", "64Mi"]
+        argv += ["--max-read-ahead", "16Mi", "--sftp-concurrency", "64"]
+        with (self.base / "rclone.log").open("ab") as log:
+            process = subprocess.Popen(self.site.inside(argv), env=ENVIRONMENT, stderr=log)
+
+        def end() -> None:
+            run(["umount", "--lazy", str(point)])
+            process.terminate()
+            process.wait()
+
+        wait_for("rclone", lambda: os.path.ismount(point))
+        stack.callback(end)
+        return [point], lambda: Cost(cpu_of(process.pid), cpu_of(self.sshd))
+
+    def nginx(self, stack: contextlib.ExitStack) -> tuple[Callable[[], Https], Callable[[], Cost]]:
+        """Return what connects to nginx at the store, over TLS."""
+        self._make_certificate()
+        (self.base / "nginx.conf").write_text(
+            NGINX.format(base=self.base, address=ADDRESSES[1], port=TLS_PORT)
+        )
+        server = subprocess.Popen(
+            self.store.inside(["nginx", "-c", f"{self.base}/nginx.conf"]), env=ENVIRONMENT
+        )
+        trusted = ssl.create_default_context(cafile=self.base / "tls.crt")
+        opened: list[Https] = []
+
+        def connect() -> Https:
+            connection = Https(ADDRESSES[1], TLS_PORT)
+            plain = self.site.socket()
+            plain.connect((ADDRESSES[1], TLS_PORT))
+            connection.sock = trusted.wrap_socket(plain, server_hostname=ADDRESSES[1])
+            opened.append(connection)
+            return connection
+
+        def end() -> None:
+            for connection in opened:
+                connection.close()
+            server.terminate()
+            server.wait()
+
+        def answers() -> bool:
+            with self.site.socket() as probe:
+                return probe.connect_ex((ADDRESSES[1], TLS_PORT)) == 0
+
+        stack.callback(end)
+        wait_for("nginx", answers)
+        return connect, lambda: Cost(time.process_time(), cpu_of(server.pid))
+
+    def _make_certificate(self) -> None:
+        if not (self.base / "tls.crt").exists():
+            run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+                 "-nodes", "-days", "2", "-subj", "/CN=store", "-addext",
+                 f"subjectAltName=IP:{ADDRESSES[1]}", "-keyout", f"{self.base}/tls.key",
+                 "-out", f"{self.base}/tls.crt"])  # fmt: skip
 
     def _mount_point(self) -> Path:
         self._mounts += 1

@@ -11,24 +11,34 @@ import functools
 import hashlib
 import itertools
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 # Run as a script, this folder is on the path but not its parent.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.far_host import Node
 from bench.far_store import FarStore, at_work
 from bench.figures import Series, Table, arguments, at_most, interleaved, let_pass, report
 from kakehashi.link import Reader
 from tests.lab.hosts import need_root, wait_for
 from tests.link.stores import StoreFolder
 
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
+    from multiprocessing.synchronize import Event
+
+    Counter = Synchronized[int]
+
+FORK = multiprocessing.get_context("fork")
 ROUNDS = 3
 RTT_MS, RATE_MBIT = 10, 2000
 SIZES = {"50 kB": 50_000, "500 kB": 500_000, "5 MB": 5_000_000, "50 MB": 50_000_000,
@@ -38,6 +48,9 @@ TOTAL_BYTES = 500_000_000
 READERS = (1, 4, 16, 64)
 READERS_OF = "5 MB"
 ENTRIES = (1_000, 10_000, 100_000, 1_000_000)
+NODES = (1, 2)
+# So slow that this machine's processors are not the limit of two.
+NODE_RATE_MBIT = 600
 WARM_S, MEASURE_S = 3.0, 3.0
 PATIENCE_S = 60.0
 
@@ -64,6 +77,7 @@ class Growth:
     def __init__(self, stack: contextlib.ExitStack) -> None:
         self.far = FarStore(stack)
         self.far.wan.set(delay_ms=RTT_MS / 2, rate_mbit=RATE_MBIT)
+        self._further = [self.far.further_node(stack, number) for number in range(1, NODES[-1])]
         self._folders: dict[str, StoreFolder] = {}
         source = os.urandom(max(SIZES.values()))
         for name, size in SIZES.items():
@@ -90,16 +104,57 @@ class Growth:
         # The bytes lie at the store now.
         folder.contents = dict.fromkeys(paths, b"")
 
-    def _reader(self, stack: contextlib.ExitStack, name: str) -> tuple[Reader, list[str]]:
+    def iperf(self) -> float:
+        """Return MB/s of plain TCP."""
+        self.far.wan.set(rate_mbit=RATE_MBIT)
+        return self.far.iperf(3, from_store=True)
+
+    def _reader(
+        self, stack: contextlib.ExitStack, name: str, node: Node | None = None
+    ) -> tuple[Reader, list[str]]:
         folder = self._folders[name]
-        connect, _ = self.far.channels(stack)
+        connect, _ = self.far.channels(stack, node)
         path = f"/{folder.root.name}/manifest.json"
         reader = Reader.connect(connect, manifest_path=path, sha256=folder.sha256)
         return stack.enter_context(reader), list(folder.contents)
 
     def stream(self, name: str) -> float:
         """Return MB/s of one stream of files of a size."""
+        self.far.wan.set(rate_mbit=RATE_MBIT)
+        with contextlib.ExitStack() as stack:
+            return _rate(self._streaming(stack, name))
 
+    def nodes(self, count: int) -> float:
+        """Return MB/s of so many hosts together, each with a process and a line of its own."""
+        here = [self.far.node, *self._further][:count]
+        for node in here:
+            node.wan.set(delay_ms=RTT_MS / 2, rate_mbit=NODE_RATE_MBIT)
+        over = FORK.Event()
+        counts = [FORK.Value("Q", 0) for _ in here]
+        children = [
+            FORK.Process(target=self._read_on, args=(node, done, over))
+            for node, done in zip(here, counts, strict=True)
+        ]
+        for child in children:
+            child.start()
+        try:
+            for one in counts:
+                wait_for("first bytes", functools.partial(_begun, one), PATIENCE_S)
+            return _rate(lambda: sum(one.value for one in counts))
+        finally:
+            over.set()
+            for child in children:
+                child.join()
+
+    def _read_on(self, node: Node, done: Counter, over: Event) -> None:
+        with contextlib.ExitStack() as stack:
+            counted = self._streaming(stack, READERS_OF, node)
+            while not over.wait(0.05):
+                done.value = counted()
+
+    def _streaming(
+        self, stack: contextlib.ExitStack, name: str, node: Node | None = None
+    ) -> Callable[[], int]:
         def take(_: str, tell: Callable[[int], None]) -> None:
             parts = (
                 (path, at, 4 << 20)
@@ -110,9 +165,8 @@ class Growth:
                 for data in ranges:
                     tell(len(data))
 
-        with contextlib.ExitStack() as stack:
-            reader, paths = self._reader(stack, name)
-            return _rate(stack.enter_context(at_work(["all"], 1, take)))
+        reader, paths = self._reader(stack, name, node)
+        return stack.enter_context(at_work(["all"], 1, take))
 
     def readers(self, count: int) -> float:
         """Return MB/s of so many threads, each with files of its own, by plain reads."""
@@ -122,6 +176,7 @@ class Growth:
                 for at in range(0, file.size, 1 << 20):
                     tell(len(file.read(at, 1 << 20)))
 
+        self.far.wan.set(rate_mbit=RATE_MBIT)
         with contextlib.ExitStack() as stack:
             reader, paths = self._reader(stack, READERS_OF)
             return _rate(stack.enter_context(at_work(paths, count, whole)))
@@ -133,6 +188,10 @@ def _rate(done: Callable[[], int]) -> float:
     before, started = done(), time.monotonic()
     let_pass(MEASURE_S)
     return (done() - before) / 1e6 / (time.monotonic() - started)
+
+
+def _begun(done: Counter) -> bool:
+    return done.value > 0
 
 
 def parse(base: Path, count: int) -> tuple[float, float]:
@@ -173,8 +232,9 @@ def main() -> None:
         threads = {
             f"{count} at once": functools.partial(growth.readers, count) for count in READERS
         }
-        iperf = {"iperf3": functools.partial(growth.far.iperf, 3)}
-        values = interleaved(iperf | ways | threads, rounds, Console(stderr=True))
+        nodes = {f"{count} nodes": functools.partial(growth.nodes, count) for count in NODES}
+        iperf = {"iperf3": growth.iperf}
+        values = interleaved(iperf | ways | threads | nodes, rounds, Console(stderr=True))
         parsed = {count: parse(growth.far.base, count) for count in entries}
     series = [Series(name, "MB/s", found) for name, found in values.items()]
     medians = {one.name: one.median for one in series}
@@ -193,6 +253,11 @@ def main() -> None:
                         for name in threads
                     ),
                 ),
+            ),
+            Table(
+                f"Nodes at once, each by a line of {NODE_RATE_MBIT} Mbit/s and 10 ms of its own",
+                ("nodes", "MB/s together"),
+                tuple((str(count), f"{medians[f'{count} nodes']:.0f}") for count in NODES),
             ),
             Table(
                 "A manifest's start-up",

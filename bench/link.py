@@ -1,4 +1,6 @@
-"""The store over distance: plain TCP, sshfs, the read-only view and the reader, side by side.
+"""The store over distance: the read-only view and the reader beside what there is besides.
+
+That is plain TCP, ssh itself, sshfs, rclone, and nginx with TLS.
 
 Store and site are two network namespaces; the line between them has the given round trip and
 rate (``tests/lab/wan.py``). Each way reads by itself, in turn with all others, from a connection
@@ -9,8 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import http
 import itertools
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -48,10 +52,11 @@ SAMPLE = (10, 2000)
 Place = tuple[int, int | None]
 PLACES: tuple[Place, ...] = (
     *((rtt_ms, 2000) for rtt_ms in (0, 5, 10, 20, 50)),
+    (10, 10_000),
     # What this machine's own ssh can do.
     *((rtt_ms, None) for rtt_ms in (0, 10)),
 )
-Mount = Callable[[FarStore, contextlib.ExitStack], tuple[Path, Callable[[], Cost]]]
+Mount = Callable[[FarStore, contextlib.ExitStack], tuple[Sequence[Path], Callable[[], Cost]]]
 Start = Callable[[FarStore, contextlib.ExitStack], Load]
 
 
@@ -74,19 +79,42 @@ def from_mount(
     workers: int,
 ) -> Load:
     """Read through a mount, as any program does."""
-    root, cost = mount(far, stack)
+    roots, cost = mount(far, stack)
+    paths = files_of(far, kind)
+    # As many workers at each of several mounts.
+    root_of = {path: roots[number % len(roots)] for number, path in enumerate(paths)}
 
     def whole(path: str, tell: Callable[[int], None]) -> None:
-        with (root / path).open("rb", buffering=0) as file:
+        with (root_of[path] / path).open("rb", buffering=0) as file:
             while data := file.read(READ_BYTES):
                 tell(len(data))
 
     def header(path: str, tell: Callable[[int], None]) -> None:
-        with (root / path).open("rb", buffering=0) as file:
+        with (root_of[path] / path).open("rb", buffering=0) as file:
             file.read(HEADER_BYTES)
         tell(1)
 
     read = header if kind == "headers" else whole
+    return Load(stack.enter_context(at_work(paths, workers, read)), cost)
+
+
+def from_tls(far: FarStore, stack: contextlib.ExitStack, *, kind: str, workers: int) -> Load:
+    """Read ranges over HTTPS, each worker by a connection of its own."""
+    connect, cost = far.nginx(stack)
+    own = threading.local()
+    sizes = {path: (far.base / "data" / path).stat().st_size for path in files_of(far, kind)}
+
+    def read(path: str, tell: Callable[[int], None]) -> None:
+        if not hasattr(own, "connection"):
+            own.connection = connect()
+        for at in range(0, sizes[path], PART_BYTES):
+            end = min(at + PART_BYTES, sizes[path]) - 1
+            own.connection.request("GET", f"/{path}", headers={"Range": f"bytes={at}-{end}"})
+            answer = own.connection.getresponse()
+            assert answer.status == http.HTTPStatus.PARTIAL_CONTENT
+            while data := answer.read(READ_BYTES):
+                tell(len(data))
+
     return Load(stack.enter_context(at_work(files_of(far, kind), workers, read)), cost)
 
 
@@ -140,31 +168,32 @@ def _ways() -> tuple[Way, ...]:
 
     ways = [Way(SSH, cat)]
 
-    def plain(far: FarStore, stack: contextlib.ExitStack) -> tuple[Path, Callable[[], Cost]]:
-        return far.sshfs(stack, tuned=False)
-
-    def tuned(
-        far: FarStore, stack: contextlib.ExitStack, *, workers: int
-    ) -> tuple[Path, Callable[[], Cost]]:
-        return far.sshfs(stack, tuned=True, workers=workers)
-
     for kind, mounted in (
-        ("packed", (("sshfs", 1), ("tuned sshfs", 1), ("tuned sshfs", 4), ("tuned sshfs", 16),
-                    ("view", 1), ("view", 4))),
-        ("small", (("sshfs", 1), ("tuned sshfs", 16), ("view", 1), ("view", 16))),
+        ("packed", (("sshfs", 1), ("sshfs", 16), ("tuned sshfs", 1), ("tuned sshfs", 4),
+                    ("tuned sshfs", 16), ("tuned sshfs", 32), ("tuned sshfs, two mounts", 32),
+                    ("rclone", 1), ("rclone", 16), ("view", 1), ("view", 4))),
+        ("small", (("sshfs", 1), ("tuned sshfs", 16), ("rclone", 16), ("view", 1), ("view", 16))),
         ("headers", (("tuned sshfs", 16), ("view", 16))),
     ):  # fmt: skip
         unit = "files/s" if kind == "headers" else "MB/s"
         for name, workers in mounted:
             mounts: dict[str, Mount] = {
-                "sshfs": plain,
-                "tuned sshfs": functools.partial(tuned, workers=workers),
+                "sshfs": functools.partial(FarStore.sshfs, tuned=False),
+                "tuned sshfs": functools.partial(FarStore.sshfs, tuned=True, workers=workers),
+                "tuned sshfs, two mounts": functools.partial(
+                    FarStore.sshfs, tuned=True, workers=workers // 2, mounts=2
+                ),
+                "rclone": FarStore.rclone,
                 "view": FarStore.view,
             }
             start = functools.partial(from_mount, mount=mounts[name], kind=kind, workers=workers)
             # With long read-ahead in many files at once it takes a while until all go on.
-            warm_s = 2 * WARM_S if (name, workers) == ("tuned sshfs", 16) else WARM_S
+            many = name.startswith("tuned") and workers >= MANY
+            warm_s = 2 * WARM_S if many else WARM_S
             ways.append(Way(label(kind, name, workers), start, unit, warm_s))
+        for workers in {"packed": (1, 4), "small": (16,), "headers": ()}[kind]:
+            tls = functools.partial(from_tls, kind=kind, workers=workers)
+            ways.append(Way(label(kind, "nginx, TLS ranges", workers), tls, unit))
         for workers in {"packed": (1, 4), "small": (16,), "headers": (64,)}[kind]:
             start = functools.partial(from_reader, kind=kind, workers=workers)
             ways.append(Way(label(kind, "reader", workers), start, unit))
@@ -178,6 +207,7 @@ def label(kind: str, name: str, workers: int) -> str:
 
 
 STREAM = "reader, one stream"
+MANY = 16
 IPERF = "iperf3, 4 connections"
 FIRST_BYTE = "first byte, reader"
 FIRST_BYTE_SSHFS = "first byte, sshfs"
@@ -239,7 +269,7 @@ class Bench:
         self._go_to(place)
         started = time.monotonic()
         with contextlib.ExitStack() as stack:
-            root, _ = self.far.sshfs(stack, tuned=False)
+            (root,), _ = self.far.sshfs(stack, tuned=False)
             with (root / self.far.packed[0]).open("rb", buffering=0) as file:
                 file.read(HEADER_BYTES)
             return (time.monotonic() - started) * 1e3
@@ -309,7 +339,7 @@ def tables(
         found.append(
             Table(
                 f"{name_of(SAMPLE)}: CPU seconds for a GB",
-                ("way", "sshfs, view or reader", "ssh and sshd"),
+                ("way", "what reads", "ssh and sshd, or nginx"),
                 tuple(rows),
             )
         )

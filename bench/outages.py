@@ -1,7 +1,8 @@
 """What a reader sees of cuts, resets, restarts and flipped bits: every byte compared.
 
 Store and site are two network namespaces with 10 ms and 2 Gbit/s between them. One stream of many
-files is read without a pause, and each part is compared with what lies at the store.
+files is read without a pause, and each part is compared with what lies at the store. What takes a
+session happens in the lab (``bench/session_outages.py``).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.far_host import Connect
 from bench.far_store import FarStore
 from bench.figures import Series, Table, arguments, at_least, at_most, let_pass, report
+from bench.session_outages import Seen, measured
 from kakehashi.errors import BlockMismatchError, LinkError
 from kakehashi.link.bulk import Wanted
 from tests.lab.hosts import need_root, wait_for
@@ -244,6 +246,24 @@ def flip_at_rest(far: FarStore, seconds: float) -> Outcome:
         )  # fmt: skip
 
 
+def _session_table(seen: Sequence[Seen]) -> list[Table]:
+    if not seen:
+        return []
+    return [
+        Table(
+            "Outages: a session of the lab, leases of 20 s",
+            ("what happened", "lasted", "waited", "errors", "compared or gone on", "wrong"),
+            tuple(
+                (
+                    one.name, f"{one.lasted_s:.0f} s", f"{one.back_s:.1f} s", str(one.errors),
+                    str(one.checked), str(one.wrong) if one.wrong else "none",
+                )
+                for one in seen
+            ),
+        )
+    ]  # fmt: skip
+
+
 def main() -> None:
     """Let everything happen, and report."""
     need_root()
@@ -266,12 +286,23 @@ def main() -> None:
         on_wire, flips = flips_on_the_wire(far, spell)
         at_rest = flip_at_rest(far, spell)
     everything = [*found, on_wire, at_rest]
+    # That takes minutes.
+    in_session = [] if options.quick else measured()
+    errors = [one.errors for one in everything] + [one.errors for one in in_session]
     report(
         "Outages",
         [Series(one.name, "s", (one.back_s,)) for one in found],
         [
-            at_most("errors", [sum(one.errors for one in everything)], 0, "errors"),
+            at_most("errors", [sum(errors)], 0, "errors"),
             at_most("parts with a wrong byte", [sum(one.wrong for one in everything)], 0, "parts"),
+            *(
+                goal
+                for one in in_session
+                for goal in (
+                    at_most(f"{one.name}: files or steps that differ", [one.wrong], 0, ""),
+                    at_least(f"{one.name}: files compared, or steps gone on", [one.checked], 10),
+                )
+            ),
             at_most(
                 "refused though right at rest",
                 [sum(one.refused for one in (*found, on_wire))],
@@ -299,7 +330,8 @@ def main() -> None:
                     )
                     for one in everything
                 ),
-            )
+            ),
+            *_session_table(in_session),
         ],
         quick=options.quick,
         path=options.json,

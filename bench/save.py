@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -21,7 +22,8 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.far_host import CONNECTIONS, LOGIN, FarHost
-from bench.figures import Goal, Series, arguments, at_least, interleaved, report
+from bench.far_store import Cost, cpu_of
+from bench.figures import Goal, Series, Table, all_of, arguments, at_least, interleaved, report
 from kakehashi.link.workchannel import ChannelFolder
 from tests.lab.hosts import need_root
 
@@ -30,6 +32,7 @@ SIZE = 400 << 20
 RTTS_MS = (0, 10, 20)
 RATE_MBIT = 2000
 IPERF_S = 2
+TITLE = f"Writing over distance at {RATE_MBIT / 1000:g} Gbit/s"
 
 
 class FarFolder(FarHost):
@@ -104,17 +107,23 @@ def main() -> None:
             far.wan.set(delay_ms=rtt_ms / 2, rate_mbit=RATE_MBIT)
             return far.iperf(IPERF_S, from_store=False)
 
-        def rate(rtt_ms: int, way: Callable[[FarFolder], None]) -> float:
+        costs: dict[str, list[Cost]] = {}
+
+        def rate(rtt_ms: int, name: str, way: Callable[[FarFolder], None]) -> float:
             far.wan.set(delay_ms=rtt_ms / 2, rate_mbit=RATE_MBIT)
-            started = time.monotonic()
+            own, every, started = time.process_time(), cpu_of(os.getpid()), time.monotonic()
             way(far)
-            return SIZE / 1e6 / (time.monotonic() - started)
+            took = time.monotonic() - started
+            own = time.process_time() - own
+            every = cpu_of(os.getpid()) - every
+            costs.setdefault(name, []).append(Cost(own / SIZE * 1e9, (every - own) / SIZE * 1e9))
+            return SIZE / 1e6 / took
 
         ways: dict[str, Callable[[], float]] = {}
         for rtt in rtts:
             ways[f"{rtt} ms: {IPERF}"] = functools.partial(line, rtt)
             for name, way in WAYS.items():
-                ways[f"{rtt} ms: {name}"] = functools.partial(rate, rtt, way)
+                ways[f"{rtt} ms: {name}"] = functools.partial(rate, rtt, name, way)
         values = interleaved(ways, rounds, Console(stderr=True))
         if far.saved_there.read_bytes() != far.data:
             raise SystemExit("what was saved is not what was written")
@@ -127,10 +136,26 @@ def main() -> None:
     for rtt in rtts:
         goals.append(at_least(f"{rtt} ms: work folder of iperf3", share(rtt, IPERF), 0.8))
         goals.append(at_least(f"{rtt} ms: work folder of sftp put", share(rtt, "sftp put"), 1))
+    series = [Series(name, "MB/s", found) for name, found in values.items()]
     report(
-        f"Writing over distance at {RATE_MBIT / 1000:g} Gbit/s",
-        [Series(name, "MB/s", found) for name, found in values.items()],
+        TITLE,
+        series,
         goals,
+        tables=[
+            all_of(TITLE, series),
+            Table(
+                "CPU seconds for a GB, at any round trip",
+                ("way", "what writes", "ssh, sshd and the line"),
+                tuple(
+                    (
+                        name,
+                        f"{statistics.median(cost.client for cost in found):.2f}",
+                        f"{statistics.median(cost.ssh for cost in found):.2f}",
+                    )
+                    for name, found in costs.items()
+                ),
+            ),
+        ],
         quick=options.quick,
         path=options.json,
     )

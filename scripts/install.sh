@@ -1,5 +1,6 @@
 #!/bin/bash
-# Installs everything that the portal, the lab and the tests need. Quick when it is all there.
+# Installs everything that the portal, the lab and the tests need, and with "bench" also what the
+# benchmarks measure beside the link. Quick when it is all there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,6 +9,9 @@ packages=(
   openssh-client openssh-server openssh-sftp-server postgresql procps python3 python3-venv
   slurm-client slurmctld slurmd sqlite3 sshfs sudo util-linux
 )
+if [[ ${1-} == bench ]]; then
+  packages+=(nginx-light openssl rclone)
+fi
 
 missing=()
 for package in "${packages[@]}"; do

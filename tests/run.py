@@ -1,8 +1,8 @@
-"""``make test``: the lab's tests beside all others, each as if alone on the machine.
+"""``make test``: all tests in groups at once, each group as if alone on the machine.
 
 Most of the time the tests wait, for schedulers, leases and browsers, so that groups at once take
-hardly longer than the longest one. Each lab gets private namespaces: its hosts, networks and run
-folder are then out of the others' sight.
+hardly longer than the longest one. Each gets private namespaces but the last: a lab's hosts,
+networks and run folder are then out of the others' sight.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 LAB = "tests/lab"
 # Of about equal length. What wants the lab whole and long is apart from the rest.
 LONG = [f"{LAB}/test_{name}.py" for name in ("endings", "faults", "verify", "clocks")]
+STORE = [f"tests/{name}" for name in ("audit", "authority", "imaging", "link", "store")]
 PRIVATE = ["unshare", "--mount", "--net", "--uts", "--ipc", "--pid", "--fork", "--kill-child",
            "--mount-proc", "--propagation", "private"]  # fmt: skip
 # A lab that this machine runs already must not be seen: it stays as it is.
@@ -45,23 +46,24 @@ def main() -> int:
     """Run all tests; returns the worst of the exit statuses."""
     if os.geteuid() != 0:
         return start(pytest([]), None).wait()
-    labs = {
-        "sessions and attackers": [LAB, *(f"--ignore={path}" for path in LONG)],
-        "endings and faults": LONG,
+    groups = {
+        "the lab's sessions and attackers": [LAB, *(f"--ignore={path}" for path in LONG)],
+        "the lab's endings and faults": LONG,
+        "store and link": STORE,
     }
     with contextlib.ExitStack() as stack:
-        outputs = {name: stack.enter_context(tempfile.TemporaryFile()) for name in labs}
+        outputs = {name: stack.enter_context(tempfile.TemporaryFile()) for name in groups}
         running = {
-            name: start([*PRIVATE, "bash", "-ec", SETTING, "lab", *pytest(words)], outputs[name])
-            for name, words in labs.items()
+            name: start([*PRIVATE, "bash", "-ec", SETTING, "group", *pytest(words)], outputs[name])
+            for name, words in groups.items()
         }
         for process in running.values():
             # Its first process is that of the namespace: with it all hosts end.
             stack.callback(process.wait)
             stack.callback(process.kill)
-        statuses = [start(pytest([f"--ignore={LAB}"]), None).wait()]
+        statuses = [start(pytest([f"--ignore={path}" for path in (LAB, *STORE)]), None).wait()]
         for name, process in running.items():
-            sys.stdout.write(f"\nThe lab's tests of {name} have run beside these:\n")
+            sys.stdout.write(f"\nBeside these have run the tests of {name}:\n")
             sys.stdout.flush()
             statuses.append(process.wait())
             outputs[name].seek(0)

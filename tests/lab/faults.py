@@ -41,6 +41,7 @@ def scan_pending(lab: Lab, name: str) -> None:
     lab[name].run(
         [services.PYTHON, "-I", "-m", "kakehashi.site.epilog", "--pending"],
         env={"SLURMD_NODENAME": name},
+        timeout=400,
     )
 
 

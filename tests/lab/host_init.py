@@ -64,7 +64,7 @@ def build_root(spec: dict[str, object]) -> None:
     for folder in Path("/").iterdir():
         if folder.name not in SYSTEM and folder.is_dir() and not folder.is_symlink():
             empty = upper / folder.name
-            empty.mkdir()
+            empty.mkdir(exist_ok=True)
             empty.chmod(stat.S_IMODE(folder.stat().st_mode))
             os.setxattr(empty, "trusted.overlay.opaque", b"y")
     mount("none", Path("/"), None, REC | PRIVATE)

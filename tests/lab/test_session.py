@@ -113,6 +113,14 @@ def test_two_people_on_one_node_see_their_own_project_only(lab: Lab, person: Peo
         assert not set(mine) & set(theirs)
         assert listed == sorted(f"{uid}.ozx" for uid in mine)
         assert other_listed == sorted(f"{uid}.ozx" for uid in theirs)
+        # What any program reads of it below the mount is in the session's traffic.
+        traffic = (
+            "sum(second.bytes for second in __import__('kakehashi.link.traffic', fromlist=['*'])"
+            ".TrafficLog().seconds())"
+        )
+        before = first.value(traffic)
+        size = first.value(f"len(open('/store/series/{listed[0]}', 'rb').read())")
+        assert first.value(traffic) - before >= size > 0
         # Whatever the name, the other's series is not there.
         refused = first.run(f"open('/store/series/{theirs[0]}.ozx', 'rb')")
         assert refused.error is not None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import multiprocessing.pool
+import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +27,8 @@ from kakehashi.link.recorder import step
 from kakehashi.link.tally import MINUTE, SECOND, Moment, Tally
 from kakehashi.link.traffic import Outage, Summary, TrafficLog, outages, site_table
 from tests.lab.hosts import wait_for
+from tests.link.mounted import MountedView
+from tests.link.stores import BLOCK
 from tests.link.volumes import Cohort, uid
 
 # Each of several blocks, so that its directory alone is not all of it.
@@ -88,6 +92,45 @@ def test_two_readers_and_another_process_are_one_sum(cohort: Cohort) -> None:
     away = elsewhere(code, cohort)
     here = [read_all(cohort.path), read_all(cohort.path)]
     assert total(TrafficLog(cohort.path)) == sum(here) + int(away)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting FUSE by mount(2) needs root")
+def test_what_programs_read_below_the_mount_is_in_it(cohort: Cohort, tmp_path: Path) -> None:
+    def connect() -> socket.socket:
+        channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        channel.connect(str(cohort.broker.path))
+        return channel
+
+    (tmp_path / "mnt").mkdir()
+    store = cohort.folder
+    view = MountedView(tmp_path / "mnt", connect, store.manifest_path, store.sha256, ())
+    with contextlib.closing(view):
+        view.ready()
+        cohort.write(session=secrets.token_hex(16), view=str(view.root))
+        log = TrafficLog(cohort.path)
+        assert total(log) == 0
+        # The series, and their lists of hashes.
+        below = sum(len(data) - 32 * (-len(data) // BLOCK) for data in store.contents.values())
+        for path, data in store.contents.items():
+            assert (view.root / path).read_bytes() == data
+        assert total(log) == below
+        assert log.summary().channels > 0
+        read = read_all(cohort.path)
+        assert total(log) == below + read
+        # A view that has its hands full with reads that wait does not hold up who asks.
+        os.kill(view.process.pid, signal.SIGSTOP)
+        try:
+            assert total(log) == total(log) == below + read
+        finally:
+            os.kill(view.process.pid, signal.SIGCONT)
+        wait_for("the view to tell again", lambda: not asking())
+        (view.root / "manifest.json").read_bytes()
+        assert total(log) == below + read
+    assert total(log) == below + read
+
+
+def asking() -> list[threading.Thread]:
+    return [one for one in threading.enumerate() if one.name == "kakehashi-traffic-view"]
 
 
 def test_another_session_is_not_in_it(cohort: Cohort) -> None:

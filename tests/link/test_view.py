@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from kakehashi.link.tally import MINUTE, SECOND, VIEW_NAME, Tally
 from tests.link.mounted import MountedView
 from tests.link.stores import BLOCK, Server, StoreFolder, random_bytes
 
@@ -86,6 +87,29 @@ def test_it_shows_the_manifest_and_the_series_and_nothing_else(
             mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped,
         ):
             assert mapped[5 * BLOCK - 3 : 5 * BLOCK + 3] == large[5 * BLOCK - 3 : 5 * BLOCK + 3]
+
+
+def test_it_tells_what_was_read_below_it(folder: StoreFolder, server: Server) -> None:
+    data = random_bytes(30 * BLOCK + 5)
+    path = folder.add("1.2.3", data)
+
+    def told(view: MountedView) -> int:
+        found = Tally.of((view.root / VIEW_NAME).read_bytes())
+        assert found is not None
+        assert sum(one.bytes for one in found.read(MINUTE)) == sum(
+            one.bytes for one in found.read(SECOND)
+        )
+        return sum(one.bytes for one in found.read(SECOND))
+
+    with view_of(folder, server) as view:
+        view.ready()
+        assert told(view) == 0
+        assert (view.root / path).read_bytes() == data
+        # And the list of its hashes.
+        assert told(view) == len(data) + 31 * 32
+        with pytest.raises(OSError, match="Read-only"):
+            (view.root / VIEW_NAME).write_bytes(b"")
+        assert VIEW_NAME not in names(view.root)
 
 
 def test_nothing_can_be_written(folder: StoreFolder, server: Server) -> None:

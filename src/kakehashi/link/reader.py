@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Self
 
 from kakehashi.errors import BlockMismatchError, LinkError
 from kakehashi.link.bulk import AHEAD_BYTES, Alarm, AsyncBulk, Bulk, Wanted
-from kakehashi.link.figures import ReplicaStats, Second, Stats
+from kakehashi.link.figures import Pulse, ReplicaStats, Second, Stats
 from kakehashi.link.manifest import Connect, Entry, Manifest, remote_path
 from kakehashi.link.pool import REREADS, Piece, Pool
 from kakehashi.link.sftp import PATIENCE_S
@@ -182,6 +182,10 @@ class Reader:
         """Return what was done second by second, oldest first, within the last hour."""
         self.refuse_forked()
         return self._pool.history()
+
+    def pulse(self, since: int) -> Pulse:
+        """Return what was done from this second on, and whether something is waited for."""
+        return self._pool.pulse(since)
 
     def read_many(self, wanted: Iterable[Wanted], *, ahead_bytes: int = AHEAD_BYTES) -> Bulk:
         """Read many files, or ranges of them, as one continuous stream.

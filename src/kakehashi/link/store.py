@@ -339,7 +339,7 @@ class Store:
         if manifest is None:
             manifest = Manifest.fetch(connects, reference.path, reference.sha256)
         self.reader = Reader(connects, manifest, manifest_path=reference.path)
-        recorder.of(self.session).watch(self.reader._pool.pulse)
+        recorder.of(self.session).watch(self.reader.pulse)
 
     def __repr__(self) -> str:
         count = len(self.reader.manifest.files)

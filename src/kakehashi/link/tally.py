@@ -19,11 +19,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-import numpy as np
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    import numpy as np
     from numpy.typing import NDArray
 
 SECOND, MINUTE = 1, 60
@@ -31,15 +30,16 @@ SECOND, MINUTE = 1, 60
 _RINGS = ((SECOND, 3600), (MINUTE, 7 * 24 * 60))
 # In the machine's own order, so that each number is written at once: others read meanwhile.
 _SLOT = struct.Struct("@QQIIIIffffQ")
-_FIELDS = np.dtype(
-    [
-        ("at", "u8"),
-        ("bytes", "u8"),
-        *((name, "u4") for name in ("rereads", "reconnects", "steps", "channels")),
-        *((name, "f4") for name in ("asked_s", "stalled_s", "waited_s", "rtt_s")),
-        ("again", "u8"),
-    ]
-)
+_FIELDS = [
+    ("at", "u8"),
+    ("bytes", "u8"),
+    *((name, "u4") for name in ("rereads", "reconnects", "steps", "channels")),
+    *((name, "f4") for name in ("asked_s", "stalled_s", "waited_s", "rtt_s")),
+    ("again", "u8"),
+]
+VIEW_NAME = ".traffic"
+"""File of the mounted view in which its process shows its own; it is not listed."""
+
 _HEAD = b"kakehashi traffic 1".ljust(64)
 _SIZE = len(_HEAD) + _SLOT.size * sum(count for _, count in _RINGS)
 _FOLDER = "kakehashi-traffic"
@@ -129,8 +129,24 @@ class Tally:
     """
 
     def __init__(self, memory: mmap.mmap | None = None, file: int | None = None) -> None:
-        self._memory = mmap.mmap(-1, _SIZE) if memory is None else memory
+        if memory is None:
+            memory = mmap.mmap(-1, _SIZE)
+            memory[: len(_HEAD)] = _HEAD
+        self._memory = memory
         self._file = file
+
+    @classmethod
+    def of(cls, raw: bytes) -> Self | None:
+        """Return the tally that another process's :meth:`raw` gave, None if it is none."""
+        if len(raw) != _SIZE or not raw.startswith(_HEAD):
+            return None
+        copy = cls()
+        copy._memory[:] = raw
+        return copy
+
+    def raw(self) -> bytes:
+        """Return a copy of all of it, for a process that cannot map it."""
+        return self._memory[:]
 
     @classmethod
     def map(cls, file: int, *, writable: bool) -> Self | None:
@@ -181,6 +197,8 @@ class Tally:
 
     def rows(self, step: int, since: int = 0) -> NDArray[np.void]:
         """Return them as rows of an array, with the fields of :class:`Moment`."""
+        import numpy as np  # noqa: PLC0415 - the mounted view only writes, and has no use for it
+
         start, count = _ring(step)
         # A copy, so that nothing keeps the memory mapped.
         ring = np.frombuffer(self._memory[start : start + count * _SLOT.size], _FIELDS)
@@ -232,6 +250,8 @@ def span(step: int) -> int:
 
 def together(tallies: Iterable[Tally], step: int, since: int = 0) -> list[Moment]:
     """Return what all processes did, oldest first; moments without anything are left out."""
+    import numpy as np  # noqa: PLC0415 - as above
+
     rows = np.concatenate([np.empty(0, _FIELDS), *(one.rows(step, since) for one in tallies)])
     if not len(rows):
         return []

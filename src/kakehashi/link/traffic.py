@@ -1,15 +1,19 @@
 """A session's traffic over time, with the steps of its training loops on it.
 
 What every process of the session has read through :mod:`kakehashi.link` is in it: kernels, workers
-of a loader, the server behind the widgets. What programs read under the mounted view, and what is
-written to the work folder or saved as a checkpoint, is not.
+of a loader, the server behind the widgets; and what programs read below the mounted view. What is
+written to the work folder or saved as a checkpoint is not.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import html
 import json
+import os
 import statistics
+import threading
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,7 +21,7 @@ from typing import TYPE_CHECKING, Self
 
 from kakehashi.link import recorder, tally
 from kakehashi.link.session import Session
-from kakehashi.link.tally import MINUTE, SECOND, Moment
+from kakehashi.link.tally import MINUTE, SECOND, Moment, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -28,6 +32,8 @@ __all__ = ["Moment", "Outage", "Summary", "TrafficLog", "outages", "site_table"]
 
 OUTAGE_S = 2
 """Whole seconds without a byte, though some were asked for, that are called an outage."""
+
+_ANSWER_S = 1.0
 
 MEGABYTE = 1_000_000
 _SUMMARY = 1
@@ -231,11 +237,49 @@ class TrafficLog:
         # What is under way here is not to wait for the next look.
         own.note()
         alone = [] if own.tally.shared else [own.tally]
+        if self.session.view is not None:
+            alone += _mounted(self.session.view / tally.VIEW_NAME).now()
         folder = tally.shared_folder(self.session.session)
         if folder is None:
             return tally.together(alone, step, since)
         with tally.every(folder) as tallies:
             return tally.together([*tallies, *alone], step, since)
+
+
+class _Mounted:
+    """What was read below the mounted view: its process tells in a file there."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._last: list[Tally] = []
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def now(self) -> list[Tally]:
+        """Return its tally, or the last one known, where there is one."""
+        with self._lock:
+            # In a cut all of the view's threads may wait for the store: so may this then.
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(
+                    target=self._look, name="kakehashi-traffic-view", daemon=True
+                )
+                self._thread.start()
+            self._thread.join(_ANSWER_S)
+            return self._last
+
+    def _look(self) -> None:
+        # sshfs has no such file, and a session that ends no view.
+        with contextlib.suppress(OSError):
+            found = Tally.of(self._path.read_bytes())
+            self._last = [] if found is None else [found]
+
+
+@functools.cache
+def _mounted(path: Path) -> _Mounted:
+    return _Mounted(path)
+
+
+os.register_at_fork(after_in_child=_mounted.cache_clear)
 
 
 def size_text(count: int) -> str:

@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from kakehashi.errors import KakehashiError, LinkClosedError, LinkError
 from kakehashi.link.reader import File, Reader
+from kakehashi.link.recorder import Recorder
+from kakehashi.link.tally import VIEW_NAME, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +39,7 @@ MAX_READ: Final = 1 << 20
 """Largest read in bytes; the mount's own option ``max_read`` must say the same."""
 
 MANIFEST_PATH: Final = "/manifest.json"
+TRAFFIC_PATH: Final = f"/{VIEW_NAME}"
 
 _FUSE_THREADS = 64
 _IDLE_THREADS = 8
@@ -46,7 +49,6 @@ _MTIME_NS = 946_684_800 * 10**9
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _MAX_MESSAGE = 4000
-_MANIFEST_HANDLE = 0
 
 
 class ChannelSocket:
@@ -117,13 +119,15 @@ class View:
 
     def __init__(self, reader: Reader, uid: int, gid: int, channel: ChannelSocket) -> None:
         self._reader = reader
+        self._recorder = Recorder(Tally())
+        self._recorder.watch(reader.pulse)
         self._channel = channel
         self._owner = {"st_uid": uid, "st_gid": gid}
         self._owner |= dict.fromkeys(("st_atime", "st_mtime", "st_ctime"), _MTIME_NS)
         self._manifest = reader.manifest.raw
         self._names = [path.removeprefix("series/") for path in reader.manifest.files]
-        self._files: dict[int, File] = {}
-        self._handles = itertools.count(_MANIFEST_HANDLE + 1)
+        self._files: dict[int, File | bytes] = {}
+        self._handles = itertools.count(1)
 
     def init_with_config(self, conn: Any, config: Any) -> None:
         """Agree on sizes and caching; everything here is constant, so it may be kept long."""
@@ -135,7 +139,7 @@ class View:
         config.entry_timeout = config.attr_timeout = config.negative_timeout = _CACHE_S
         self._channel.say(b"r")
 
-    def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:  # noqa: ARG002 - mfusepy's signature
+    def getattr(self, path: str, fi: Any = None) -> dict[str, Any]:  # noqa: ARG002 - mfusepy's signature
         """Return what ``stat`` shows."""
         if path in ("/", "/series"):
             links = 3 if path == "/" else 2
@@ -162,33 +166,41 @@ class View:
             (name, stat.S_IFREG, 0) for name in files
         ]
 
-    def open(self, path: str, flags: int) -> int:
+    def open(self, path: str, fi: Any) -> int:
         """Open a file for reading; its list of block hashes is checked here."""
-        if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND):
+        if fi.flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND):
             self._refuse()
         self._size(path)
+        file: File | bytes
         if path == MANIFEST_PATH:
-            return _MANIFEST_HANDLE
-        try:
-            file = self._reader.open(path.removeprefix("/"), interrupted=_interrupted)
-        except LinkError as error:
-            raise _input_output_error() from error
-        handle = next(self._handles)
-        self._files[handle] = file
-        return handle
+            file = self._manifest
+        elif path == TRAFFIC_PATH:
+            self._recorder.note()
+            file = self._recorder.tally.raw()
+            # Every opening gives another one; the kernel is to keep none.
+            fi.direct_io = 1
+        else:
+            try:
+                file = self._reader.open(path.removeprefix("/"), interrupted=_interrupted)
+            except LinkError as error:
+                raise _input_output_error() from error
+        fi.fh = next(self._handles)
+        self._files[fi.fh] = file
+        return 0
 
-    def read(self, path: str, size: int, offset: int, fh: int) -> bytes:  # noqa: ARG002 - mfusepy's signature
+    def read(self, path: str, size: int, offset: int, fi: Any) -> bytes:  # noqa: ARG002 - mfusepy's signature
         """Return verified bytes, or fail with EIO."""
-        if fh == _MANIFEST_HANDLE:
-            return self._manifest[offset : offset + size]
+        file = self._files[fi.fh]
+        if isinstance(file, bytes):
+            return file[offset : offset + size]
         try:
-            return self._files[fh].read(offset, size, interrupted=_interrupted)
+            return file.read(offset, size, interrupted=_interrupted)
         except LinkError as error:
             raise _input_output_error() from error
 
-    def release(self, path: str, fh: int) -> int:  # noqa: ARG002 - mfusepy's signature
+    def release(self, path: str, fi: Any) -> int:  # noqa: ARG002 - mfusepy's signature
         """Forget an open file."""
-        self._files.pop(fh, None)
+        self._files.pop(fi.fh, None)
         return 0
 
     def statfs(self, path: str) -> dict[str, int]:  # noqa: ARG002 - mfusepy's signature
@@ -205,6 +217,8 @@ class View:
     def _size(self, path: str) -> int:
         if path == MANIFEST_PATH:
             return len(self._manifest)
+        if path == TRAFFIC_PATH:
+            return 0
         entry = self._reader.manifest.files.get(path.removeprefix("/"))
         if entry is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -261,6 +275,7 @@ def _serve(options: argparse.Namespace, channel: ChannelSocket) -> None:
             View(reader, options.uid, options.gid, channel),
             f"/dev/fd/{options.fuse_fd}",
             foreground=True,
+            raw_fi=True,
             fsname="kakehashi",
             max_read=MAX_READ,
             **limits,
