@@ -247,11 +247,13 @@ class FarStore(FarHost):
         process = subprocess.Popen(self.site.inside(argv), env=ENVIRONMENT)
 
         def end() -> None:
-            run(["umount", "--lazy", str(point)])
+            if os.path.ismount(point):
+                run(["umount", "--lazy", str(point)])
+            process.terminate()
             process.wait()
 
-        wait_for("sshfs", lambda: os.path.ismount(point))
         stack.callback(end)
+        wait_for("sshfs", lambda: os.path.ismount(point))
         if tuned:
             number = os.minor(point.stat().st_dev)
             Path(f"/sys/class/bdi/0:{number}/read_ahead_kb").write_text(str(READ_AHEAD_KIB))
@@ -277,12 +279,13 @@ class FarStore(FarHost):
             process = subprocess.Popen(self.site.inside(argv), env=ENVIRONMENT, stderr=log)
 
         def end() -> None:
-            run(["umount", "--lazy", str(point)])
+            if os.path.ismount(point):
+                run(["umount", "--lazy", str(point)])
             process.terminate()
             process.wait()
 
-        wait_for("rclone", lambda: os.path.ismount(point))
         stack.callback(end)
+        wait_for("rclone", lambda: os.path.ismount(point))
         return [point], lambda: Cost(cpu_of(process.pid), cpu_of(self.sshd))
 
     def nginx(self, stack: contextlib.ExitStack) -> tuple[Callable[[], Https], Callable[[], Cost]]:

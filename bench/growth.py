@@ -145,6 +145,8 @@ class Growth:
             over.set()
             for child in children:
                 child.join()
+            if any(child.exitcode for child in children):
+                raise SystemExit("a node did not read to the end")
 
     def _read_on(self, node: Node, done: Counter, over: Event) -> None:
         with contextlib.ExitStack() as stack:

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.far_host import Connect
 from bench.far_store import FarStore
 from bench.figures import Series, Table, arguments, at_least, at_most, let_pass, report
-from bench.session_outages import Seen, measured
+from bench.session_outages import LEASE_S, Seen, measured
 from kakehashi.errors import BlockMismatchError, LinkError
 from kakehashi.link.bulk import Wanted
 from tests.lab.hosts import need_root, wait_for
@@ -251,7 +251,7 @@ def _session_table(seen: Sequence[Seen]) -> list[Table]:
         return []
     return [
         Table(
-            "Outages: a session of the lab, leases of 20 s",
+            f"Outages: a session of the lab, leases of {LEASE_S:g} s",
             ("what happened", "lasted", "waited", "errors", "compared or gone on", "wrong"),
             tuple(
                 (
@@ -276,6 +276,8 @@ def main() -> None:
         Event("sshd killed and started", _restart),
     ]
     console = Console(stderr=True)
+    # That takes minutes.
+    in_session = [] if options.quick else measured()
     with contextlib.ExitStack() as stack:
         far = FarStore(stack)
         far.wan.set(delay_ms=RTT_MS / 2, rate_mbit=RATE_MBIT)
@@ -286,8 +288,6 @@ def main() -> None:
         on_wire, flips = flips_on_the_wire(far, spell)
         at_rest = flip_at_rest(far, spell)
     everything = [*found, on_wire, at_rest]
-    # That takes minutes.
-    in_session = [] if options.quick else measured()
     errors = [one.errors for one in everything] + [one.errors for one in in_session]
     report(
         "Outages",

@@ -45,14 +45,14 @@ from kakehashi import Store
 rounds, failures, over = [], [], threading.Event()
 
 def go_on():
-    while not over.is_set():
-        try:
+    try:
+        while not over.is_set():
             with Store() as store:
                 rounds.append({
                     s.uid: hashlib.sha256(s.read_packed()).hexdigest() for s in store.cohort
                 })
-        except Exception as error:
-            failures.append(repr(error))
+    except Exception as error:
+        failures.append(repr(error))
 
 reading = threading.Thread(target=go_on)
 reading.start()

@@ -155,7 +155,7 @@ class Traffic(anywidget.AnyWidget):
     """What this session reads from the store, live, with the steps of its training loops.
 
     All processes of the session that read through Kakehashi's Python interface are in it: every
-    notebook, workers of a loader too. What programs read under the mounted view is not. The
+    notebook, workers of a loader too; and what is read for programs below the verified view. The
     figures come to the browser from the session's server, so they go on while a cell runs, and
     nothing of them is saved with the notebook; :meth:`save_png` keeps a picture.
 

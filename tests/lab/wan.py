@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import subprocess
+import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -201,9 +202,11 @@ def program() -> Path:
     if PROGRAM.exists() and PROGRAM.stat().st_mtime >= SOURCE.stat().st_mtime:
         return PROGRAM
     PROGRAM.parent.mkdir(parents=True, exist_ok=True)
-    part = PROGRAM.with_name(f"wan.{os.getpid()}")
-    run([*COMPILER, "-o", str(part), str(SOURCE)])
-    part.replace(PROGRAM)
+    # Not by the process's number, which is the same in several namespaces at once.
+    with tempfile.TemporaryDirectory(dir=PROGRAM.parent) as folder:
+        part = Path(folder, PROGRAM.name)
+        run([*COMPILER, "-o", str(part), str(SOURCE)])
+        part.replace(PROGRAM)
     return PROGRAM
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import multiprocessing.pool
 import os
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,7 +108,7 @@ def test_what_programs_read_below_the_mount_is_in_it(cohort: Cohort, tmp_path: P
     view = MountedView(tmp_path / "mnt", connect, store.manifest_path, store.sha256, ())
     with contextlib.closing(view):
         view.ready()
-        cohort.write(session=secrets.token_hex(16), view=str(view.root))
+        cohort.write(session=secrets.token_hex(16), traffic=[str(view.root / tally.VIEW_NAME)])
         log = TrafficLog(cohort.path)
         assert total(log) == 0
         # The series, and their lists of hashes.
@@ -120,7 +122,10 @@ def test_what_programs_read_below_the_mount_is_in_it(cohort: Cohort, tmp_path: P
         # A view that has its hands full with reads that wait does not hold up who asks.
         os.kill(view.process.pid, signal.SIGSTOP)
         try:
-            assert total(log) == total(log) == below + read
+            assert total(log) == below + read
+            begun = time.monotonic()
+            assert {total(log) for _ in range(20)} == {below + read}
+            assert time.monotonic() - begun < 5, "it waits but once"
         finally:
             os.kill(view.process.pid, signal.SIGCONT)
         wait_for("the view to tell again", lambda: not asking())
@@ -267,6 +272,26 @@ def test_what_is_older_than_a_ring_goes_back_is_not_in_it(cohort: Cohort) -> Non
         made.add(Moment(int(time.time()) - 60, bytes=7))
         assert sum(one.bytes for one in log.minutes()) == 7
         assert log.summary().bytes == 7
+
+
+def test_a_store_that_is_dropped_is_freed(cohort: Cohort) -> None:
+    store = Store(cohort.path)
+    _ = next(iter(store.cohort)).read_packed()
+    gone = weakref.ref(store.reader)
+    del store
+    gc.collect()
+    assert gone() is None
+
+
+def test_an_idle_reader_is_no_traffic(cohort: Cohort) -> None:
+    log = TrafficLog(cohort.path)
+    with Store(cohort.path) as store:
+        _ = next(iter(store.cohort)).read_packed()
+        first = log.seconds()
+        assert any(one.rtt_s for one in first)
+        until = int(time.time()) + 3
+        wait_for("some seconds", lambda: time.time() > until)
+        assert log.seconds()[-1].at <= first[-1].at + 1
 
 
 def test_idleness_is_no_outage(cohort: Cohort) -> None:

@@ -152,10 +152,10 @@ def _words(figure: Figure, log: TrafficLog, summary: Summary, step: int) -> None
     )
     second = (
         f"By the {every}, from {_time(summary.begin)} to {_time(summary.end)}. Counted: "
-        "verified bytes that this session's processes read through kakehashi.link."
+        "verified bytes read by this session's processes and for its mounted view."
     )
     third = (
-        "Not counted: what programs read under the mounted view, and what was written. "
+        "Not counted: what was written, and what sshfs read where that is the view. "
         "Best second and outages: of the last hour."
     )
     lines = (first, second, third)

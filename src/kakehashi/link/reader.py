@@ -183,9 +183,10 @@ class Reader:
         self.refuse_forked()
         return self._pool.history()
 
-    def pulse(self, since: int) -> Pulse:
-        """Return what was done from this second on, and whether something is waited for."""
-        return self._pool.pulse(since)
+    @property
+    def pulse(self) -> Callable[[int], Pulse]:
+        """What tells, from some second on, what was done; it does not keep the reader."""
+        return self._pool.pulse
 
     def read_many(self, wanted: Iterable[Wanted], *, ahead_bytes: int = AHEAD_BYTES) -> Bulk:
         """Read many files, or ranges of them, as one continuous stream.

@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING
 
@@ -126,16 +126,15 @@ class Recorder:
         # Less than before: the machine's clock was set back, to a second that was once.
         if before is not None and before.bytes > second.bytes:
             before = None
-        self.tally.add(
-            Moment(
-                second.at,
-                bytes=second.bytes - (before.bytes if before else 0),
-                rereads=max(0, second.rereads - (before.rereads if before else 0)),
-                reconnects=max(0, second.reconnects - (before.reconnects if before else 0)),
-                channels=second.channels,
-                rtt_s=rtt_s,
-            )
+        new = Moment(
+            second.at,
+            bytes=second.bytes - (before.bytes if before else 0),
+            rereads=max(0, second.rereads - (before.rereads if before else 0)),
+            reconnects=max(0, second.reconnects - (before.reconnects if before else 0)),
         )
+        # A reader that is idle is no traffic, and its round trip is one of earlier times.
+        if new != Moment(second.at):
+            self.tally.add(replace(new, channels=second.channels, rtt_s=rtt_s))
         one.at, one.counted = second.at, second
 
     def _waited(self, wait: _Wait, now: float) -> None:

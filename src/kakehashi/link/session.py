@@ -82,6 +82,8 @@ class Session:
     replicas : tuple of Path
         Further sockets like ``socket``, of endpoints of the store with the same files; usually
         none.
+    traffic : tuple of Path
+        Files that show the traffic of what serves ``view``, if it keeps count.
     software : str
         Version of Kakehashi at the node.
     source : Path
@@ -100,6 +102,7 @@ class Session:
     work_socket: Path
     replicas: tuple[Path, ...]
     software: str
+    traffic: tuple[Path, ...] = ()
     source: Path = field(default=DEFAULT_PATH)
 
     @classmethod
@@ -138,6 +141,7 @@ class Session:
             socket=Path(data.text("socket")),
             work_socket=Path(data.text("work_socket")),
             replicas=data.paths("replicas"),
+            traffic=data.paths("traffic"),
             software=data.text("software"),
             source=source,
         )

@@ -144,9 +144,9 @@ class Tally:
         copy._memory[:] = raw
         return copy
 
-    def raw(self) -> bytes:
-        """Return a copy of all of it, for a process that cannot map it."""
-        return self._memory[:]
+    def raw(self, offset: int = 0, size: int = _SIZE) -> bytes:
+        """Return a copy of a part of it, for a process that cannot map it."""
+        return self._memory[offset : offset + size]
 
     @classmethod
     def map(cls, file: int, *, writable: bool) -> Self | None:

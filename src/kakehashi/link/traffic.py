@@ -1,8 +1,8 @@
 """A session's traffic over time, with the steps of its training loops on it.
 
 What every process of the session has read through :mod:`kakehashi.link` is in it: kernels, workers
-of a loader, the server behind the widgets; and what programs read below the mounted view. What is
-written to the work folder or saved as a checkpoint is not.
+of a loader, the server behind the widgets; and what was read for programs below the view, if that
+is the verified one. What is written to the work folder or saved as a checkpoint is not.
 """
 
 from __future__ import annotations
@@ -237,8 +237,8 @@ class TrafficLog:
         # What is under way here is not to wait for the next look.
         own.note()
         alone = [] if own.tally.shared else [own.tally]
-        if self.session.view is not None:
-            alone += _mounted(self.session.view / tally.VIEW_NAME).now()
+        for path in self.session.traffic:
+            alone += _shown(path).now()
         folder = tally.shared_folder(self.session.session)
         if folder is None:
             return tally.together(alone, step, since)
@@ -246,40 +246,48 @@ class TrafficLog:
             return tally.together([*tallies, *alone], step, since)
 
 
-class _Mounted:
-    """What was read below the mounted view: its process tells in a file there."""
+class _Shown:
+    """What was read below the mounted view: its process shows it in a file there."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._last: list[Tally] = []
         self._thread: threading.Thread | None = None
+        self._due = 0.0
         self._lock = threading.Lock()
 
     def now(self) -> list[Tally]:
         """Return its tally, or the last one known, where there is one."""
         with self._lock:
-            # In a cut all of the view's threads may wait for the store: so may this then.
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(
+                thread = threading.Thread(
                     target=self._look, name="kakehashi-traffic-view", daemon=True
                 )
-                self._thread.start()
-            self._thread.join(_ANSWER_S)
-            return self._last
+                try:
+                    thread.start()
+                except RuntimeError:
+                    # No further thread can be started.
+                    return self._last
+                self._thread, self._due = thread, time.monotonic() + _ANSWER_S
+            thread, due = self._thread, self._due
+        # In a cut all of the view's threads may wait for the store: who asks does not then, and
+        # waits but once.
+        thread.join(max(0.0, due - time.monotonic()))
+        return self._last
 
     def _look(self) -> None:
-        # sshfs has no such file, and a session that ends no view.
+        # In a session that ends there is no view any more.
         with contextlib.suppress(OSError):
             found = Tally.of(self._path.read_bytes())
             self._last = [] if found is None else [found]
 
 
 @functools.cache
-def _mounted(path: Path) -> _Mounted:
-    return _Mounted(path)
+def _shown(path: Path) -> _Shown:
+    return _Shown(path)
 
 
-os.register_at_fork(after_in_child=_mounted.cache_clear)
+os.register_at_fork(after_in_child=_shown.cache_clear)
 
 
 def size_text(count: int) -> str:

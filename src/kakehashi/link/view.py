@@ -126,7 +126,7 @@ class View:
         self._owner |= dict.fromkeys(("st_atime", "st_mtime", "st_ctime"), _MTIME_NS)
         self._manifest = reader.manifest.raw
         self._names = [path.removeprefix("series/") for path in reader.manifest.files]
-        self._files: dict[int, File | bytes] = {}
+        self._files: dict[int, File | Tally | bytes] = {}
         self._handles = itertools.count(1)
 
     def init_with_config(self, conn: Any, config: Any) -> None:
@@ -171,13 +171,13 @@ class View:
         if fi.flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND):
             self._refuse()
         self._size(path)
-        file: File | bytes
+        file: File | Tally | bytes
         if path == MANIFEST_PATH:
             file = self._manifest
         elif path == TRAFFIC_PATH:
             self._recorder.note()
-            file = self._recorder.tally.raw()
-            # Every opening gives another one; the kernel is to keep none.
+            file = self._recorder.tally
+            # It changes all the time; the kernel is to keep nothing of it.
             fi.direct_io = 1
         else:
             try:
@@ -193,6 +193,8 @@ class View:
         file = self._files[fi.fh]
         if isinstance(file, bytes):
             return file[offset : offset + size]
+        if isinstance(file, Tally):
+            return file.raw(offset, size)
         try:
             return file.read(offset, size, interrupted=_interrupted)
         except LinkError as error:

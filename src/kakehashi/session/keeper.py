@@ -256,13 +256,15 @@ class Keeper:
             }
         )
 
-    def _ways(self) -> dict[str, str | None]:
+    def _ways(self) -> dict[str, str | list[str] | None]:
         """Return where the payload finds the data."""
         run = Places.of(self._plan).run
         mounted = self._plan.folder is None
         return {
             "view": STORE if mounted else None,
             "work": WORK if mounted else None,
+            # Of what sshfs reads nobody keeps count.
+            "traffic": [f"{STORE}/.traffic"] if mounted and self._use_view else [],
             "socket": f"{run}/store.sock",
             "work_socket": f"{run}/work.sock",
         }

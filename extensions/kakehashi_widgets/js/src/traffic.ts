@@ -167,8 +167,8 @@ class TrafficView {
         "div",
         { class: "kkh-help" },
         say(
-          "Verified bytes that this session's Python processes read. Not counted: what programs read under the mounted view, and what is written.",
-          "このセッションの Python プロセスが読み込み、検証したバイト数です。マウントされたビュー経由の読み込みと書き込みは含みません。",
+          "Verified bytes that this session's Python processes read, and that were read for programs below the verified view. Not counted: what is written.",
+          "このセッションの Python プロセスと、検証付きビュー経由のプログラムのために読み込まれ、検証されたバイト数です。書き込みは含みません。",
         ),
       ),
       this.problem,
