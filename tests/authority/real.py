@@ -44,7 +44,7 @@ SERVE = (
 SFTP_INIT = struct.pack(">IBI", 5, 1, 3)
 
 
-def until(ask: Callable[[], T], *, seconds: float = 10, what: str = "it") -> T:
+def until(ask: Callable[[], T], *, seconds: float = 60, what: str = "it") -> T:
     """Wait until ``ask`` gives something true, and return that."""
     deadline = time.monotonic() + seconds
     while True:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes accounts and runs sshd")
 
-LEASE_S = 12
+LEASE_S = 20
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ class LabError(Exception):
     """The lab cannot be brought up; the message says which part and why."""
 
 
-def wait_for(what: str, condition: Callable[[], bool], seconds: float = 20) -> None:
+def wait_for(what: str, condition: Callable[[], bool], seconds: float = 60) -> None:
     """Wait until a condition holds, or say what did not happen."""
     deadline = time.monotonic() + seconds
     while not condition():

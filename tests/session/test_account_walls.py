@@ -240,7 +240,7 @@ def family(session: Session) -> dict[str, int]:
 
 
 def assert_nothing_left(session: Session) -> None:
-    until(session.all_gone, seconds=15, what="the end of all processes")
+    until(session.all_gone, seconds=60, what="the end of all processes")
     assert session.world.listing() == session.before
 
 
