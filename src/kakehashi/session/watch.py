@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 PARTS = 3
 SHORTEST_S = 0.05
 FIRST_RETRY_S = 1.0
-LAST_RETRY_S = 30.0
+# So soon a session goes on after an outage that was longer than its lease.
+LAST_RETRY_S = 5.0
 
 
 @dataclass(frozen=True)
