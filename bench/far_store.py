@@ -245,15 +245,7 @@ class FarStore(FarHost):
             connections = min(workers, CONNECTIONS_AT_MOST)
             argv += ["-o", TUNED, "-o", f"max_conns={connections}"]
         process = subprocess.Popen(self.site.inside(argv), env=ENVIRONMENT)
-
-        def end() -> None:
-            if os.path.ismount(point):
-                run(["umount", "--lazy", str(point)])
-            process.terminate()
-            process.wait()
-
-        stack.callback(end)
-        wait_for("sshfs", lambda: os.path.ismount(point))
+        _until_mounted(stack, "sshfs", process, point)
         if tuned:
             number = os.minor(point.stat().st_dev)
             Path(f"/sys/class/bdi/0:{number}/read_ahead_kb").write_text(str(READ_AHEAD_KIB))
@@ -277,15 +269,7 @@ class FarStore(FarHost):
         argv += ["--max-read-ahead", "16Mi", "--sftp-concurrency", "64"]
         with (self.base / "rclone.log").open("ab") as log:
             process = subprocess.Popen(self.site.inside(argv), env=ENVIRONMENT, stderr=log)
-
-        def end() -> None:
-            if os.path.ismount(point):
-                run(["umount", "--lazy", str(point)])
-            process.terminate()
-            process.wait()
-
-        stack.callback(end)
-        wait_for("rclone", lambda: os.path.ismount(point))
+        _until_mounted(stack, "rclone", process, point)
         return [point], lambda: Cost(cpu_of(process.pid), cpu_of(self.sshd))
 
     def nginx(self, stack: contextlib.ExitStack) -> tuple[Callable[[], Https], Callable[[], Cost]]:
@@ -334,6 +318,21 @@ class FarStore(FarHost):
         point = self.base / f"mount{self._mounts}"
         point.mkdir()
         return point
+
+
+def _until_mounted(
+    stack: contextlib.ExitStack, name: str, process: subprocess.Popen[bytes], point: Path
+) -> None:
+    """Wait for a process's mount; both end with the stack, also if it does not come."""
+
+    def end() -> None:
+        if os.path.ismount(point):
+            run(["umount", "--lazy", str(point)])
+        process.terminate()
+        process.wait()
+
+    stack.callback(end)
+    wait_for(name, lambda: os.path.ismount(point))
 
 
 @contextlib.contextmanager

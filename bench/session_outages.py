@@ -94,7 +94,7 @@ def loop(*, pinned, step_s):
                     one -= 0.01 * one.grad
             losses.append(loss.item().hex())
             seen.extend(batch["sample"].tolist())
-            time.sleep(step_s)
+            time.sleep(step_s)  # it stands for the computing of a network that is not so small
             yield losses
     yield losses, seen, loader.stats().used_up_s
 

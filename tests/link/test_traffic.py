@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from kakehashi.link import SeriesDataset, SeriesLoader, Store, recorder, tally
+from kakehashi.link.moments import together
 from kakehashi.link.recorder import step
 from kakehashi.link.tally import MINUTE, SECOND, Moment, Tally
 from kakehashi.link.traffic import Outage, Summary, TrafficLog, outages, site_table
@@ -362,11 +363,11 @@ def test_folding_in_any_order_gives_the_same(done: list[tuple[int, Moment]]) -> 
     four = [Tally() for _ in range(4)]
     for number, moment in done:
         four[number].add(moment)
-    apart = tally.together(four, SECOND)
+    apart = together(four, SECOND)
     folded = Tally()
     for number in (2, 0, 3):
         folded.fold(four[number])
-    assert tally.together([four[1], folded], SECOND) == apart
+    assert together([four[1], folded], SECOND) == apart
     assert sum(one.bytes for one in apart) == sum(moment.bytes for _, moment in done)
     # What is folded one by one is what is summed at once.
     singly = Tally()
@@ -403,7 +404,7 @@ class Made(TrafficLog):
         self.own = own
 
     def _read(self, step: int, since: int) -> list[Moment]:
-        return tally.together([self.own], step, since)
+        return together([self.own], step, since)
 
 
 @pytest.fixture

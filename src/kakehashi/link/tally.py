@@ -20,28 +20,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    import numpy as np
-    from numpy.typing import NDArray
+    from collections.abc import Iterator
 
 SECOND, MINUTE = 1, 60
 # Length of a slot in seconds, and how many there are.
 _RINGS = ((SECOND, 3600), (MINUTE, 7 * 24 * 60))
 # In the machine's own order, so that each number is written at once: others read meanwhile.
-_SLOT = struct.Struct("@QQIIIIffffQ")
-_FIELDS = [
-    ("at", "u8"),
-    ("bytes", "u8"),
-    *((name, "u4") for name in ("rereads", "reconnects", "steps", "channels")),
-    *((name, "f4") for name in ("asked_s", "stalled_s", "waited_s", "rtt_s")),
-    ("again", "u8"),
-]
+SLOT = struct.Struct("@QQIIIIffffQ")
+"""A :class:`Moment`'s fields, and its time again, which tells that all between is of that time."""
 VIEW_NAME = ".traffic"
 """File of the mounted view in which its process shows its own; it is not listed."""
 
 _HEAD = b"kakehashi traffic 1".ljust(64)
-_SIZE = len(_HEAD) + _SLOT.size * sum(count for _, count in _RINGS)
+_SIZE = len(_HEAD) + SLOT.size * sum(count for _, count in _RINGS)
 _FOLDER = "kakehashi-traffic"
 _LIVE, _ENDED, _LOCK = ".live", "ended", "lock"
 
@@ -186,38 +177,32 @@ class Tally:
     def second(self, at: int) -> Moment:
         """Return what was noted for one second."""
         start, count = _ring(SECOND)
-        *fields, _ = _SLOT.unpack_from(self._memory, start + at % count * _SLOT.size)
+        *fields, _ = SLOT.unpack_from(self._memory, start + at % count * SLOT.size)
         found = Moment(*fields)
         return found if found.at == at else Moment(at)
 
     def read(self, step: int, since: int = 0) -> Iterator[Moment]:
         """Return the moments of one ring from some time on, in no order."""
-        for row in self.rows(step, since).tolist():
-            yield Moment(*row[:-1])
+        for *values, again in SLOT.iter_unpack(self.slots(step)):
+            # What is being written just now comes with the next look.
+            if values[0] == again >= max(since, 1):
+                yield Moment(*values)
 
-    def rows(self, step: int, since: int = 0) -> NDArray[np.void]:
-        """Return them as rows of an array, with the fields of :class:`Moment`."""
-        import numpy as np  # noqa: PLC0415 - the mounted view only writes, and has no use for it
-
+    def slots(self, step: int) -> bytes:
+        """Return a copy of one ring, each slot as :data:`SLOT` has it."""
         start, count = _ring(step)
-        # A copy, so that nothing keeps the memory mapped.
-        ring = np.frombuffer(self._memory[start : start + count * _SLOT.size], _FIELDS)
-        # What is being written just now comes with the next look.
-        found: NDArray[np.void] = ring[
-            (ring["at"] >= max(since, 1)) & (ring["at"] == ring["again"])
-        ]
-        return found
+        return self._memory[start : start + count * SLOT.size]
 
     def _put(self, moment: Moment, step: int, *, beside: bool) -> None:
         start, count = _ring(step)
-        place = start + moment.at // step % count * _SLOT.size
-        *fields, _ = _SLOT.unpack_from(self._memory, place)
+        place = start + moment.at // step % count * SLOT.size
+        *fields, _ = SLOT.unpack_from(self._memory, place)
         before = Moment(*fields)
         if before.at > moment.at:
             return
         if before.at == moment.at:
             moment = before.beside(moment) if beside else before.then(moment)
-        _SLOT.pack_into(
+        SLOT.pack_into(
             self._memory,
             place,
             moment.at,
@@ -239,34 +224,13 @@ def _ring(step: int) -> tuple[int, int]:
     for length, count in _RINGS:
         if length == step:
             return start, count
-        start += count * _SLOT.size
+        start += count * SLOT.size
     raise ValueError(f"there is a ring of seconds and one of minutes, none of {step} s")
 
 
 def span(step: int) -> int:
     """Return how many seconds back a ring goes; in its slots may stand what is older."""
     return step * _ring(step)[1]
-
-
-def together(tallies: Iterable[Tally], step: int, since: int = 0) -> list[Moment]:
-    """Return what all processes did, oldest first; moments without anything are left out."""
-    import numpy as np  # noqa: PLC0415 - as above
-
-    rows = np.concatenate([np.empty(0, _FIELDS), *(one.rows(step, since) for one in tallies)])
-    if not len(rows):
-        return []
-    rows = rows[np.argsort(rows["at"], kind="stable")]
-    at, first = np.unique(rows["at"], return_index=True)
-    both = np.zeros(len(at), _FIELDS)
-    both["at"] = at
-    # As Moment.beside does, for an hour of many processes at once.
-    for name in ("bytes", "rereads", "reconnects", "steps", "channels", "waited_s"):
-        both[name] = np.add.reduceat(rows[name], first)
-    both["asked_s"] = np.maximum.reduceat(rows["asked_s"], first)
-    for name, known in (("stalled_s", rows["asked_s"] > 0), ("rtt_s", rows["rtt_s"] > 0)):
-        least = np.minimum.reduceat(np.where(known, rows[name], np.inf), first)
-        both[name] = np.where(np.isinf(least), 0, least)
-    return [Moment(*row[:-1]) for row in both.tolist()]
 
 
 def shared_folder(session: str) -> Path | None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from kakehashi.link import recorder, tally
+from kakehashi.link.moments import together
 from kakehashi.link.session import Session
 from kakehashi.link.tally import MINUTE, SECOND, Moment, Tally
 
@@ -241,9 +242,9 @@ class TrafficLog:
             alone += _shown(path).now()
         folder = tally.shared_folder(self.session.session)
         if folder is None:
-            return tally.together(alone, step, since)
+            return together(alone, step, since)
         with tally.every(folder) as tallies:
-            return tally.together([*tallies, *alone], step, since)
+            return together([*tallies, *alone], step, since)
 
 
 class _Shown:

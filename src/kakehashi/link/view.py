@@ -103,7 +103,7 @@ def _interrupted() -> bool:
 
 
 class View:
-    """The file system's operations, as mfusepy calls them.
+    """The file system's operations, as mfusepy calls them: by position.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ class View:
         config.entry_timeout = config.attr_timeout = config.negative_timeout = _CACHE_S
         self._channel.say(b"r")
 
-    def getattr(self, path: str, fi: Any = None) -> dict[str, Any]:  # noqa: ARG002 - mfusepy's signature
+    def getattr(self, path: str, _fi: Any = None) -> dict[str, Any]:
         """Return what ``stat`` shows."""
         if path in ("/", "/series"):
             links = 3 if path == "/" else 2
@@ -152,7 +152,7 @@ class View:
             "st_blocks": -(-size // 512),
         } | self._owner
 
-    def readdir(self, path: str, fh: int) -> list[tuple[str, int, int]]:  # noqa: ARG002 - mfusepy's signature
+    def readdir(self, path: str, _fh: int) -> list[tuple[str, int, int]]:
         """Return the names in a folder, each with its type."""
         folders, files = [".", ".."], []
         if path == "/":
@@ -188,7 +188,7 @@ class View:
         self._files[fi.fh] = file
         return 0
 
-    def read(self, path: str, size: int, offset: int, fi: Any) -> bytes:  # noqa: ARG002 - mfusepy's signature
+    def read(self, _path: str, size: int, offset: int, fi: Any) -> bytes:
         """Return verified bytes, or fail with EIO."""
         file = self._files[fi.fh]
         if isinstance(file, bytes):
@@ -200,12 +200,12 @@ class View:
         except LinkError as error:
             raise _input_output_error() from error
 
-    def release(self, path: str, fi: Any) -> int:  # noqa: ARG002 - mfusepy's signature
+    def release(self, _path: str, fi: Any) -> int:
         """Forget an open file."""
         self._files.pop(fi.fh, None)
         return 0
 
-    def statfs(self, path: str) -> dict[str, int]:  # noqa: ARG002 - mfusepy's signature
+    def statfs(self, _path: str) -> dict[str, int]:
         """Return the sum of all files as the size; nothing is free."""
         entries = self._reader.manifest.files.values()
         return {
