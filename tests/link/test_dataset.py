@@ -401,17 +401,20 @@ def test_a_damaged_series_is_named_and_is_not_skipped(own_cohort: Cohort, worker
         assert [b["sample"].item() for b in loader] == [order.sample(p) for p in range(at, 6)]
 
 
+@pytest.mark.parametrize("batches_before", [0, 1])
 def test_closing_in_a_cut_does_not_wait_for_the_line(
-    own_cohort: Cohort, monkeypatch: pytest.MonkeyPatch
+    own_cohort: Cohort, monkeypatch: pytest.MonkeyPatch, batches_before: int
 ) -> None:
     # The series are so small that the reader would keep them all.
     monkeypatch.setitem(Reader.__init__.__kwdefaults__, "cache_bytes", 1)
     loader = SeriesLoader(SeriesDataset(own_cohort.path), ring_bytes=1 << 17)
     batches = iter(loader)
-    _ = next(batches)
+    for _ in range(batches_before):
+        next(batches)
+    waits_before = loader.stats().ring.waited
     with own_cohort.broker.silence(), ThreadPoolExecutor(1) as pool:
         rest = pool.submit(list, batches)
-        wait_for("what has come to be used up", lambda: loader.stats().ring.held_bytes > 0)
+        wait_for("the loop to wait", lambda: loader.stats().ring.waited > waits_before)
         started = time.monotonic()
         loader.close()
         with pytest.raises(LinkClosedError):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
@@ -492,8 +493,15 @@ def test_ctrl_c_in_a_cut_ends_the_waiting(
     cutter, work = lost
     (root / "a").write_bytes(OLD)
 
+    me = threading.get_ident()
+
+    def waiting() -> bool:
+        stack = traceback.extract_stack(sys._current_frames()[me])
+        return cutter.gone and "flush" in [call.name for call in stack]
+
     def interrupt() -> None:
-        wait_for("the cut", lambda: cutter.gone)
+        # Before, in the loop, it would not be this waiting that it ends.
+        wait_for("the waiting in a cut", waiting)
         os.kill(os.getpid(), signal.SIGINT)
 
     def act() -> None:

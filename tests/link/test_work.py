@@ -52,9 +52,12 @@ class Cutter(Server):
         self._count = threading.Lock()
 
     def __call__(self) -> socket.socket:
+        channel = super().__call__()
+        # Asked last: it is gone before the servers are killed, so that none outlives them.
         if self.gone:
+            channel.close()
             raise ConnectionRefusedError("the store is gone")
-        return super().__call__()
+        return channel
 
     def _pass_on(self, source: socket.socket, sink: socket.socket, number: int | None) -> None:
         way = number is None

@@ -21,6 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from kakehashi.errors import LinkClosedError, LinkError
+from kakehashi.link.locks import Event
 from kakehashi.link.manifest import remote_path
 from kakehashi.link.pool import Piece
 
@@ -175,7 +176,7 @@ class Bulk:
         LinkError
             As for :meth:`File.read`.
         """
-        event = threading.Event()
+        event = Event()
         while not self.advance(event.set):
             started = time.monotonic()
             event.wait()

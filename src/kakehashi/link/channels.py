@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 from kakehashi.errors import LinkClosedError, LinkError
+from kakehashi.link.locks import Condition, Event
 from kakehashi.link.sftp import STATUS_NO_SUCH_FILE, STATUS_PERMISSION_DENIED, StatusError
 from kakehashi.link.sftpwrite import WritingSftp
 from kakehashi.link.work import WorkDeniedError, WorkError, WorkLostError, WorkNotFoundError
@@ -47,11 +48,12 @@ class Channels:
     def __init__(self, open_one: Callable[[], socket.socket], patience_s: float) -> None:
         self._open_one = open_one
         self._patience_s = patience_s
-        self._slots = threading.BoundedSemaphore(_CHANNELS)
+        self._free = _CHANNELS
+        self._freed = Condition()
         self._lock = threading.Lock()
         self._idle: list[WritingSftp] = []
         self._rubbish: set[str] = set()
-        self._closed = threading.Event()
+        self._closed = Event()
         self._lost = False
         self._pid = os.getpid()
 
@@ -172,7 +174,14 @@ class Channels:
 
     @contextlib.contextmanager
     def _channel(self) -> Iterator[WritingSftp]:
-        with self._slots:
+        mine = False
+        try:
+            with self._freed:
+                while not self._free:
+                    self._freed.wait()
+                # Nothing is called in between, so that no Ctrl-C comes in between.
+                self._free -= 1
+                mine = True
             sftp = self._take()
             whole = False
             try:
@@ -186,6 +195,11 @@ class Channels:
                     self.give_back(sftp)
                 else:
                     sftp.close()
+        finally:
+            if mine:
+                with self._freed:
+                    self._free += 1
+                    self._freed.notify()
 
     def _take(self) -> WritingSftp:
         if self._closed.is_set():

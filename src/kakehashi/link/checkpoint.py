@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar, overload
 
+from kakehashi.link.locks import Condition
 from kakehashi.link.session import Session
 from kakehashi.link.upload import RANGE
 from kakehashi.link.work import WorkError, WorkNotFoundError, relative
@@ -187,7 +188,7 @@ class Saver:
         self._bound = bound
         self._own = work is None
         self._work = work if work is not None else _current()
-        self._state = threading.Condition()
+        self._state = Condition()
         self._turn = threading.Lock()
         self._jobs: deque[_Job] = deque()
         self._held = 0
@@ -495,12 +496,13 @@ def save(name: str, what: object, *, keep: int = 1, work: ChannelFolder | None =
     >>> save("hanako/model.pt", model.state_dict(), keep=3)  # doctest: +SKIP
     """
     with Saver(bound=4 * RANGE, work=work) as saver:
-        saving = saver.save(name, what, keep=keep)
         try:
-            return saving.result()
+            saving = saver.save(name, what, keep=keep)
+            saver.flush()
         except KeyboardInterrupt:
             saver._give_up_all()
             raise
+    return saving.result()
 
 
 @overload

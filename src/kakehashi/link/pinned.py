@@ -22,6 +22,7 @@ from multiprocessing.reduction import DupFd
 from typing import TYPE_CHECKING, Any
 
 from kakehashi.errors import LinkClosedError, SessionError
+from kakehashi.link.locks import Event
 from kakehashi.link.manifest import series_path
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ class Pins:
         self._series = self._bytes = 0
         self._state = "pinning"
         self._error: Exception | None = None
-        self._wake = threading.Event()
+        self._wake = Event()
         self._thread = threading.Thread(target=self._run, name="pin", daemon=True)
         self._thread.start()
         # It is not this object that keeps the memory, but whoever reads from it.

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 from kakehashi.errors import BlockMismatchError, LinkClosedError, LinkError
 from kakehashi.link import pace
 from kakehashi.link.figures import Ledger, Pulse, ReplicaStats, Second, Stats
+from kakehashi.link.locks import Event
 from kakehashi.link.sftp import (
     PATIENCE_S,
     STATUS_EOF,
@@ -260,7 +261,7 @@ class Pool:
         """Wait until a submitted piece is done; return if it is."""
         if piece.done:
             return True
-        event = threading.Event()
+        event = Event()
         waiter = _Ringer(event)
         self.when_done(piece, waiter)
         if event.wait(timeout_s):
@@ -668,7 +669,7 @@ class Pool:
 class _Ringer:
     """Sets an event; unlike a bound method it is equal only to itself."""
 
-    def __init__(self, event: threading.Event) -> None:
+    def __init__(self, event: Event) -> None:
         self._event = event
 
     def __call__(self, _: Piece) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Self
 from kakehashi.errors import BlockMismatchError, LinkError
 from kakehashi.link.bulk import AHEAD_BYTES, Alarm, AsyncBulk, Bulk, Wanted
 from kakehashi.link.figures import Pulse, ReplicaStats, Second, Stats
+from kakehashi.link.locks import Event
 from kakehashi.link.manifest import Connect, Entry, Manifest, remote_path
 from kakehashi.link.pool import REREADS, Piece, Pool
 from kakehashi.link.sftp import PATIENCE_S
@@ -237,7 +238,7 @@ class Reader:
             The link is closed.
         """
         entry = self.manifest.entry(path)
-        event = threading.Event()
+        event = Event()
         found: list[bytes | LinkError] = []
 
         def tell(hashes: bytes | LinkError) -> None:
@@ -462,7 +463,7 @@ class Reader:
             piece = self._blocks.get((path, index))
             return piece is not None and piece.error is None
 
-    def _wait(self, event: threading.Event, interrupted: Interrupted | None) -> None:
+    def _wait(self, event: Event, interrupted: Interrupted | None) -> None:
         if event.is_set():
             return
         started = time.monotonic()
@@ -475,7 +476,7 @@ class Reader:
 
     def _await(self, piece: Piece, interrupted: Interrupted | None) -> bytearray | memoryview:
         if not piece.done:
-            event = threading.Event()
+            event = Event()
             self._pool.when_done(piece, lambda _: event.set())
             self._wait(event, interrupted)
         return _data(piece)
@@ -626,7 +627,7 @@ class File:
     ) -> bytes:
         """Read blocks to the place where they are handed out, past the cache."""
         out = io.BytesIO()
-        event = threading.Event()
+        event = Event()
         wanted = [(self.path, offset, end - offset)]
         with Bulk(reader, wanted, allocate=_Into(out)) as ranges:
             ready = ranges.advance(event.set)

@@ -20,6 +20,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Generic, Never, Protocol, Self, TypeVar, cast
 
 from kakehashi.errors import LinkClosedError
+from kakehashi.link.locks import Condition
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -88,7 +89,7 @@ class Ring:
         self._capacity = capacity_bytes
         # One condition for all: events are as rare as items, and room freed by one stream is
         # room for every other.
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._held = 0
         self._peak = 0
         self._prefetched = 0

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kakehashi.errors import LinkClosedError, LinkError
+from kakehashi.link.locks import Condition
 from kakehashi.link.sftp import STATUS_NO_SUCH_FILE, Data, Stat, Status, StatusError
 from kakehashi.link.sftpwrite import PIECE
 from kakehashi.link.work import WorkError
@@ -144,7 +145,7 @@ class Upload:
         self._path = path
         self._part = part
         self._progress = progress
-        self._state = threading.Condition()
+        self._state = Condition()
         self._waiting: deque[_Range] = deque()
         self._written: deque[_Range] = deque()
         self._busy = 0
