@@ -9,14 +9,14 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 from kakehashi.errors import LinkClosedError, LinkError
-from kakehashi.link.locks import Condition, Event
+from kakehashi.link.locks import Condition, Event, Uninterrupted
 from kakehashi.link.sftp import STATUS_NO_SUCH_FILE, STATUS_PERMISSION_DENIED, StatusError
 from kakehashi.link.sftpwrite import WritingSftp
 from kakehashi.link.work import WorkDeniedError, WorkError, WorkLostError, WorkNotFoundError
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 T = TypeVar("T")
 
@@ -84,13 +84,16 @@ class Channels:
         """
         self._require_own()
         since, begun = None, 0
+
+        def begin(sftp: WritingSftp) -> T:
+            nonlocal begun
+            self._lost = False
+            begun += 1
+            return step(sftp, begun - 1)
+
         while True:
             try:
-                with self._channel() as sftp:
-                    self._tidy(sftp)
-                    self._lost = False
-                    begun += 1
-                    return step(sftp, begun - 1)
+                return self._do(begin)
             except (WorkError, LinkClosedError):
                 raise
             except StatusError as error:
@@ -169,11 +172,12 @@ class Channels:
             self._rubbish.add(part)
         if self._lost:
             return
-        with contextlib.suppress(LinkError, OSError), self._channel() as sftp:
-            self._tidy(sftp)
+        with contextlib.suppress(LinkError, OSError):
+            self._do(lambda _: None)
 
-    @contextlib.contextmanager
-    def _channel(self) -> Iterator[WritingSftp]:
+    def _do(self, use: Callable[[WritingSftp], T]) -> T:
+        """Call something with one of the channels, once nothing is left to tidy."""
+        # All in one function: a Ctrl-C in entering or leaving a context would cost a channel.
         mine = False
         try:
             with self._freed:
@@ -185,7 +189,8 @@ class Channels:
             sftp = self._take()
             whole = False
             try:
-                yield sftp
+                self._tidy(sftp)
+                done = use(sftp)
                 whole = True
             except (StatusError, WorkError):
                 whole = True
@@ -195,11 +200,12 @@ class Channels:
                     self.give_back(sftp)
                 else:
                     sftp.close()
+            return done
         finally:
             if mine:
-                with self._freed:
+                with Uninterrupted(), self._freed:
                     self._free += 1
-                    self._freed.notify()
+                    self._freed.notify_all()
 
     def _take(self) -> WritingSftp:
         if self._closed.is_set():

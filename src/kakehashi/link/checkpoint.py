@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar, overload
 
-from kakehashi.link.locks import Condition
+from kakehashi.link.locks import Condition, Uninterrupted
 from kakehashi.link.session import Session
 from kakehashi.link.upload import RANGE
 from kakehashi.link.work import WorkError, WorkNotFoundError, relative
@@ -83,6 +83,8 @@ class Saving(Future[Saved]):
 
     def __init__(self, name: str) -> None:
         super().__init__()
+        # Whoever asks it may be interrupted; the saver must still be able to tell the result.
+        self._condition = Condition()
         self.name = name
         self.taken = 0
         self.written = 0
@@ -249,19 +251,17 @@ class Saver:
             )
         # One at a time: the first in the row is whole, or the one that is being taken in.
         with self._turn:
-            job = self._begin(name, keep)
+            job = _Job(Saving(name), keep)
+            job.saving._stop = lambda: self._give_up(job)
             try:
+                with Uninterrupted():
+                    self._begin(job)
                 _write_into(_Spool(self, job), what, self, job)
+                with self._state:
+                    self._complete(job)
             except BaseException:
                 self._give_up(job)
                 raise
-            with self._state:
-                if job.given_up:
-                    raise CancelledError
-                job.whole = True
-                if not job.over:
-                    self._supersede(job)
-                self._state.notify_all()
         return job.saving
 
     def flush(self) -> None:
@@ -306,9 +306,7 @@ class Saver:
 
     # ------------------------------------------------------------------ taking in
 
-    def _begin(self, name: str, keep: int) -> _Job:
-        job = _Job(Saving(name), keep)
-        job.saving._stop = lambda: self._give_up(job)
+    def _begin(self, job: _Job) -> None:
         with self._state:
             if self._closed:
                 raise ValueError("this saver was closed; make a new one")
@@ -319,7 +317,15 @@ class Saver:
                 self._worker.start()
             self._jobs.append(job)
             self._state.notify_all()
-        return job
+
+    def _complete(self, job: _Job) -> None:
+        """With the lock held: it was taken in to its end."""
+        if job.given_up:
+            raise CancelledError
+        job.whole = True
+        if not job.over:
+            self._supersede(job)
+        self._state.notify_all()
 
     def _take(self, job: _Job, piece: memoryview) -> None:
         with self._state:
@@ -348,7 +354,7 @@ class Saver:
     def _give_up(self, job: _Job) -> None:
         with self._state:
             job.given_up = True
-            if not job.begun and not job.over:
+            if not job.begun and job in self._jobs:
                 self._settle(job.instead_of, None, CancelledError())
                 self._forget(job)
             incoming = job.incoming

@@ -1,4 +1,4 @@
-"""Locks that a Ctrl-C leaves as they were.
+"""Locks that a Ctrl-C does not leave taken, and work that it does not leave half done.
 
 ``with`` on a :class:`threading.Condition` runs a Python function that takes the lock. Where the
 thread must wait for the lock, or for the interpreter behind it, and is interrupted meanwhile, the
@@ -9,18 +9,50 @@ makes the waiting long. A plain lock is safe: its ``with`` runs no Python code.
 
 from __future__ import annotations
 
+import signal
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
+
+
+class Uninterrupted:
+    """``with Uninterrupted():`` has a Ctrl-C that comes in it raised at its end.
+
+    For what is short, and must be done in whole: nothing that waits for the store. Ctrl-C is
+    raised in the main thread only, so that elsewhere this does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._before: Callable[[int, FrameType | None], object] | None = None
+        self._came: FrameType | None = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            before = signal.getsignal(signal.SIGINT)
+            if callable(before):
+                self._before = before
+                signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is None:
+            return
+        signal.signal(signal.SIGINT, self._before)
+        if self._came is not None:
+            self._before(signal.SIGINT, self._came)
+
+    def _note(self, _: int, frame: FrameType | None) -> None:
+        self._came = frame
 
 
 class Condition(threading.Condition):
     """A condition on a lock of its own, which the same thread may take again."""
 
     def __init__(self) -> None:
-        # Waiting ends with this kind of lock taken, whatever interrupts it.
+        # Of this kind, since waiting for it again, after being woken, runs no Python code either.
         self._mine = threading.RLock()
         super().__init__(self._mine)
 
@@ -36,7 +68,7 @@ class Condition(threading.Condition):
 
 
 class Event:
-    """As :class:`threading.Event`."""
+    """Something that one thread waits for, and clears before it waits again."""
 
     def __init__(self) -> None:
         self._changed = Condition()
@@ -47,13 +79,13 @@ class Event:
         return self._is_set
 
     def set(self) -> None:
-        """Wake whoever waits."""
+        """Wake the thread that waits, or let it not wait."""
         with self._changed:
             self._is_set = True
             self._changed.notify_all()
 
     def clear(self) -> None:
-        """Have those wait who come from now on."""
+        """Have the next waiting wait for another one."""
         with self._changed:
             self._is_set = False
 

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 from kakehashi.errors import BlockMismatchError, LinkClosedError, LinkError
 from kakehashi.link import pace
 from kakehashi.link.figures import Ledger, Pulse, ReplicaStats, Second, Stats
-from kakehashi.link.locks import Event
+from kakehashi.link.locks import Event, Uninterrupted
 from kakehashi.link.sftp import (
     PATIENCE_S,
     STATUS_EOF,
@@ -236,7 +236,8 @@ class Pool:
         are done at once, with a ``LinkClosedError``; and with a ``LinkError`` where this process
         has no descriptor left for a channel.
         """
-        with self._lock:
+        # What is queued and never called would wait for ever, and all that comes behind it.
+        with Uninterrupted(), self._lock:
             self._ledger.begin()
             before = len(self._urgent) + len(self._ahead)
             (self._urgent if urgent else self._ahead).extend(pieces)

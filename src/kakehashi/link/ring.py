@@ -20,7 +20,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Generic, Never, Protocol, Self, TypeVar, cast
 
 from kakehashi.errors import LinkClosedError
-from kakehashi.link.locks import Condition
+from kakehashi.link.locks import Condition, Uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -192,8 +192,13 @@ class Stream(Generic[T]):
             threading.Thread(target=self._run, name=f"ring-{number}", daemon=True)
             for number in range(threads)
         ]
-        for thread in self._threads:
-            thread.start()
+        try:
+            with Uninterrupted():
+                for thread in self._threads:
+                    thread.start()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self

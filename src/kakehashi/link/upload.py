@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kakehashi.errors import LinkClosedError, LinkError
-from kakehashi.link.locks import Condition
+from kakehashi.link.locks import Condition, Uninterrupted
 from kakehashi.link.sftp import STATUS_NO_SUCH_FILE, Data, Stat, Status, StatusError
 from kakehashi.link.sftpwrite import PIECE
 from kakehashi.link.work import WorkError
@@ -273,7 +273,7 @@ class Upload:
     def _run_out(self) -> None:
         """Return when nothing is left to do, with no thread at work."""
         with self._state:
-            threads = [lane.thread for lane in self._lanes if lane.thread is not None]
+            threads = any(lane.thread is not None for lane in self._lanes)
             self._ending = True
             self._state.notify_all()
         try:
@@ -282,15 +282,10 @@ class Upload:
                 lane.first = True
                 self._lanes[:1] = [lane]
                 self._serve(lane)
-            while threads:
-                for thread in threads:
-                    thread.join()
-                with self._state:
-                    for lane in self._lanes:
-                        if lane.thread in threads:
-                            lane.thread = None
-                    # One may have been started by another that now has ended.
-                    threads = [lane.thread for lane in self._lanes if lane.thread is not None]
+            with self._state:
+                # One may have been started by another that now has ended.
+                while any(lane.thread is not None for lane in self._lanes):
+                    self._state.wait()
         finally:
             self._ending = False
         with self._state:
@@ -298,14 +293,25 @@ class Upload:
 
     def _start_lane(self) -> None:
         lane = _Lane(first=not self._lanes)
-        lane.thread = threading.Thread(target=self._serve, args=(lane,), daemon=True)
+        lane.thread = threading.Thread(target=self._serve_along, args=(lane,), daemon=True)
+        with Uninterrupted():
+            try:
+                lane.thread.start()
+            except RuntimeError:
+                # The interpreter is ending: what there is must do, the caller's thread at least.
+                self._most = len(self._lanes)
+                return
+            self._lanes.append(lane)
+
+    def _serve_along(self, lane: _Lane) -> None:
+        """Serve in a thread of the lane's own."""
         try:
-            lane.thread.start()
-        except RuntimeError:
-            # The interpreter is ending: what there is must do, the caller's own thread at least.
-            self._most = len(self._lanes)
-            return
-        self._lanes.append(lane)
+            self._serve(lane)
+        finally:
+            # Not left to who joins it: in Python 3.11 a Ctrl-C in there makes it look ended.
+            with self._state:
+                lane.thread = None
+                self._state.notify_all()
 
     def _serve(self, lane: _Lane) -> None:
         while self._wait_for_work():
@@ -376,7 +382,9 @@ class Upload:
             if lane.thread is not None:
                 if lane.sftp is not None:
                     lane.sftp.abort()
-                lane.thread.join()
+                with self._state:
+                    while lane.thread is not None:
+                        self._state.wait()
             sftp, lane.sftp = lane.sftp, None
             if sftp is None:
                 continue
