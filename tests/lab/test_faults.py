@@ -23,6 +23,7 @@ pytestmark = pytest.mark.lab
 People = Callable[[str], Client]
 PLAIN = {"site": "slurm", "queue": "gpu", "gpus": 0, "hours": 1.0, "project": "lung-ct"}
 TANAKA, NODE = "ka0001", "node1"
+PLATFORM_HOSTS = ("login", "store")
 LEASE_S = 20.0
 OUTAGE_S = 1.5 * LEASE_S
 READ = "len(open(__import__('kakehashi').Store().cohort[0].path, 'rb').read())"
@@ -113,7 +114,10 @@ def test_a_session_outlives_an_outage_that_is_longer_than_its_lease(
     if what == "hub":
         faults.kill_hub(lab)
     else:
-        faults.cut(lab, NODE)
+        # The way to the platform, not the one to its scheduler: a node that Slurm misses for as
+        # long as this loses its jobs, whatever its lease.
+        for other in PLATFORM_HOSTS:
+            faults.cut(lab, NODE, other)
     until = time.monotonic() + OUTAGE_S
     wait_for("closed connections", lambda: not look.store_connections(lab), LEASE_S + 10)
     wait_for("the outage's end", lambda: time.monotonic() > until, OUTAGE_S + 1)
@@ -121,7 +125,8 @@ def test_a_session_outlives_an_outage_that_is_longer_than_its_lease(
     if what == "hub":
         faults.start_hub(lab)
     else:
-        faults.heal(lab, NODE)
+        for other in PLATFORM_HOSTS:
+            faults.heal(lab, NODE, other)
     wait_for("a renewed lease", lambda: leases(lab) > renewed, 60)
     again = person("tanaka")
     assert value(again, READ) == size
