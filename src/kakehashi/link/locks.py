@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from operator import attrgetter
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -58,13 +59,8 @@ class Condition(threading.Condition):
 
     # `with` asks the class for these two and calls what they give: the lock's own methods.
 
-    @property
-    def __enter__(self) -> Callable[[], bool]:
-        return self._mine.__enter__
-
-    @property
-    def __exit__(self) -> Callable[..., None]:  # noqa: PLE0302 - what it returns takes the three
-        return self._mine.__exit__
+    __enter__ = property(attrgetter("_mine.__enter__"))
+    __exit__ = property(attrgetter("_mine.__exit__"))
 
 
 class Event:
