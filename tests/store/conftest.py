@@ -13,10 +13,11 @@ import pytest
 from kakehashi.config import Config
 from kakehashi.imaging.ozip import FileReader, Pack, open_pack
 from kakehashi.store.catalogue import Catalogue
-from kakehashi.store.ingest import AddReport, add
+from kakehashi.store.ingest import AddReport, Origin, add
 from kakehashi.store.pack import PackInfo, pack_series
 
 DATA = Path(__file__).parent.parent / "data"
+UNSAID = Origin()
 
 SERIES = {
     "ct_chest": "ct_chest/*.dcm",
@@ -74,8 +75,8 @@ class StoreUnderTest:
     catalogue: Catalogue
     root: Path
 
-    def add(self, *sources: Path) -> AddReport:
-        return add(self.config.need_store(), self.catalogue, sources)
+    def add(self, *sources: Path, origin: Origin = UNSAID) -> AddReport:
+        return add(self.config.need_store(), self.catalogue, sources, origin=origin)
 
     def files(self, pattern: str = "*") -> list[str]:
         """All files under the store's folder, but the database and locks."""

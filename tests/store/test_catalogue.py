@@ -8,6 +8,7 @@ import os
 import pwd
 import shutil
 import signal
+import sqlite3
 import subprocess
 import tempfile
 import time
@@ -28,6 +29,7 @@ ROW = Series(
     modality="CT",
     body_part="胸部",
     manufacturer="キヤノン",
+    vendor="CANON",
     model=None,
     kernel="FC51",
     description="造影 \\ 5mm",
@@ -35,17 +37,22 @@ ROW = Series(
     rows=512,
     columns=512,
     slices=300,
+    volumes=1,
+    usable_3d=True,
     spacing_z=0.1 + 0.2,
     spacing_y=0.5,
     spacing_x=0.5,
     thickness=None,
     orientation="axial",
     kvp=120.0,
+    exposure=81.5,
     contrast=True,
     sex="F",
     age=61.0,
     transfer_syntax="1.2.840.10008.1.2.1",
     flags=("tilted",),
+    facility="F01",
+    tier=2,
     path="packs/aa/1.2.3.ozx",
     size=5_000_000_000,
     blocks="a" * 64,
@@ -247,3 +254,18 @@ def test_a_file_that_is_no_database_is_a_clear_error(tmp_path):
     (tmp_path / "catalogue.sqlite").write_bytes(b"no database" * 100)
     with pytest.raises(StoreError, match="not a database"):
         Catalogue.open(Config.model_validate(settings(tmp_path)).need_store())
+
+
+def test_a_catalogue_of_an_earlier_release_gets_the_new_columns(tmp_path):
+    store = Config.model_validate(settings(tmp_path)).need_store()
+    catalogue = Catalogue.open(store)
+    catalogue.add_series(ROW)
+    catalogue.close()
+    new = {"facility": "", "tier": 1, "vendor": None, "volumes": 1, "usable_3d": False}
+    with sqlite3.connect(tmp_path / "catalogue.sqlite") as database:
+        database.execute("DROP INDEX ix_series_facility")
+        for column in (*new, "exposure"):
+            database.execute(f"ALTER TABLE series DROP COLUMN {column}")
+    catalogue = Catalogue.open(store)
+    assert catalogue.series(ROW.series_uid) == dataclasses.replace(ROW, exposure=None, **new)
+    catalogue.close()

@@ -16,7 +16,7 @@ import pytest
 
 from kakehashi.errors import StoreError
 from kakehashi.imaging.ozip import FileReader, open_pack
-from kakehashi.store.ingest import add
+from kakehashi.store.ingest import Origin, add
 from kakehashi.store.layout import damaged_blocks
 
 from .conftest import DATA, StoreUnderTest, edit, files_of
@@ -80,7 +80,7 @@ def test_all_test_data_end_up_packed_or_kept_with_a_reason(store):
 
 
 def test_facts_of_a_series_are_in_its_row(store):
-    (row,) = store.add(DATA / "ct_chest").packed
+    (row,) = store.add(DATA / "ct_chest", origin=Origin("F07", 2)).packed
     assert store.catalogue.series(row.series_uid) == row
     assert row.as_json() | {"path": "", "size": 0, "blocks": "", "added_at": ""} == {
         "series_uid": series_of(files_of("ct_chest")[0]),
@@ -88,7 +88,10 @@ def test_facts_of_a_series_are_in_its_row(store):
         "patient_id": "CRLM-CT-1004",
         "modality": "CT",
         "body_part": None,
+        "facility": "F07",
+        "tier": 2,
         "manufacturer": "GE MEDICAL SYSTEMS",
+        "vendor": "GE",
         "model": "LightSpeed16",
         "kernel": "STANDARD",
         "description": "CT CH/AB/PEL",
@@ -96,12 +99,15 @@ def test_facts_of_a_series_are_in_its_row(store):
         "rows": 512,
         "columns": 512,
         "slices": 12,
+        "volumes": 1,
+        "usable_3d": False,
         "spacing_z": 5.0,
         "spacing_y": 0.796875,
         "spacing_x": 0.796875,
         "thickness": 5.0,
         "orientation": "axial",
         "kvp": 120.0,
+        "exposure": 42.0,
         "contrast": True,
         "sex": "M",
         "age": 38.0,

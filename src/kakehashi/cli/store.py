@@ -73,6 +73,11 @@ def add(
     sources: Annotated[
         list[Path], typer.Argument(metavar="DIR...", help="Folders or files with DICOM data.")
     ],
+    *,
+    facility: Annotated[str, typer.Option(help="The hospital that they are from.")] = "",
+    tier: Annotated[
+        int, typer.Option(min=1, max=3, help="How much of the person they may still show.")
+    ] = 1,
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """Pack DICOM series into the store; keep what cannot be packed, with the reason.
@@ -80,7 +85,10 @@ def add(
     It can be interrupted and repeated: series that are complete stay, and what is in the
     store already is left alone.
     """
+    from kakehashi.store.ingest import Origin
     from kakehashi.store.ingest import add as add_files
+
+    origin = Origin(facility, tier)
 
     # Odd attributes are the senders'; they come back as they were, and concern nobody here.
     logging.getLogger("pydicom").setLevel(logging.ERROR)
@@ -90,7 +98,9 @@ def add(
         _opened(config) as (settings, catalogue),
         Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress,
     ):
-        report = add_files(settings.need_store(), catalogue, sources, _Bars(progress))
+        report = add_files(
+            settings.need_store(), catalogue, sources, _Bars(progress), origin=origin
+        )
     for path in report.skipped:
         _print(f"skipped  {path}: not a plain file")
     for reason, count in Counter(kept.reason for kept in report.kept).items():

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.schema import CreateColumn
 
 from kakehashi.errors import StoreError
 from kakehashi.store.layout import Layout
@@ -32,9 +33,12 @@ _SERIES = sa.Table(
     sa.Column("series_uid", _UID, primary_key=True),
     sa.Column("study_uid", _UID, nullable=False, index=True),
     sa.Column("patient_id", sa.Text, nullable=False, index=True),
+    sa.Column("facility", sa.Text, nullable=False, server_default="", index=True),
+    sa.Column("tier", sa.SmallInteger, nullable=False, server_default="1"),
     sa.Column("modality", sa.String(16), nullable=False, index=True),
     sa.Column("body_part", sa.Text, index=True),
     sa.Column("manufacturer", sa.Text, index=True),
+    sa.Column("vendor", sa.Text),
     sa.Column("model", sa.Text),
     sa.Column("kernel", sa.Text),
     sa.Column("description", sa.Text),
@@ -42,12 +46,15 @@ _SERIES = sa.Table(
     sa.Column("rows", sa.Integer, nullable=False),
     sa.Column("columns", sa.Integer, nullable=False),
     sa.Column("slices", sa.Integer, nullable=False),
+    sa.Column("volumes", sa.Integer, nullable=False, server_default="1"),
+    sa.Column("usable_3d", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("spacing_z", sa.Double, nullable=False),
     sa.Column("spacing_y", sa.Double, nullable=False),
     sa.Column("spacing_x", sa.Double, nullable=False),
     sa.Column("thickness", sa.Double),
     sa.Column("orientation", sa.String(16), nullable=False),
     sa.Column("kvp", sa.Double),
+    sa.Column("exposure", sa.Double),
     sa.Column("contrast", sa.Boolean, nullable=False),
     sa.Column("sex", sa.String(16)),
     sa.Column("age", sa.Double),
@@ -94,6 +101,14 @@ class SeriesFacts:
 
     Attributes
     ----------
+    vendor : str or None
+        The manufacturer under one name, however its machines spell it.
+    slices : int
+        Of all volumes together.
+    volumes : int
+        Grids that the series holds, e.g. phases.
+    usable_3d : bool
+        At least 32 slices in one volume lie across the body's axis.
     spacing_z, spacing_y, spacing_x : float
         Lengths of one step between slices, rows, columns, mm.
     thickness : float or None
@@ -102,6 +117,8 @@ class SeriesFacts:
         ``axial``, ``coronal``, ``sagittal``, ``oblique``.
     kvp : float or None
         Tube voltage, kV.
+    exposure : float or None
+        Tube current times time, mAs.
     contrast : bool
         A contrast agent is named.
     age : float or None
@@ -116,6 +133,7 @@ class SeriesFacts:
     modality: str
     body_part: str | None
     manufacturer: str | None
+    vendor: str | None
     model: str | None
     kernel: str | None
     description: str | None
@@ -123,12 +141,15 @@ class SeriesFacts:
     rows: int
     columns: int
     slices: int
+    volumes: int
+    usable_3d: bool
     spacing_z: float
     spacing_y: float
     spacing_x: float
     thickness: float | None
     orientation: str
     kvp: float | None
+    exposure: float | None
     contrast: bool
     sex: str | None
     age: float | None
@@ -142,6 +163,10 @@ class Series(SeriesFacts):
 
     Attributes
     ----------
+    facility : str
+        The hospital it came from, by the store's name for it; empty if nobody said.
+    tier : int
+        How much of the person it may still show: 1 (least) to 3.
     path : str
         Of the pack, relative to the store's root.
     size : int
@@ -152,6 +177,8 @@ class Series(SeriesFacts):
         ISO 8601, UTC.
     """
 
+    facility: str
+    tier: int
     path: str
     size: int
     blocks: str
@@ -241,6 +268,7 @@ class Catalogue:
         self._engine = engine
         with self._begin() as connection:
             _METADATA.create_all(connection)
+            _add_missing_columns(connection)
 
     @classmethod
     def open(cls, store: StoreHost) -> Self:
@@ -387,6 +415,15 @@ class Catalogue:
         values = dataclasses.asdict(cohort) | {"series": list(cohort.series)}
         with self._begin() as connection:
             connection.execute(sa.insert(_COHORTS).values(**values))
+
+
+def _add_missing_columns(connection: sa.Connection) -> None:
+    """Bring a catalogue that an earlier release made up to date; nothing is taken away."""
+    there = {column["name"] for column in sa.inspect(connection).get_columns(_SERIES.name)}
+    for column in _SERIES.columns:
+        if column.name not in there:
+            definition = CreateColumn(column).compile(dialect=connection.dialect)
+            connection.execute(sa.text(f"ALTER TABLE {_SERIES.name} ADD COLUMN {definition}"))
 
 
 def _explain(error: SQLAlchemyError) -> StoreError:

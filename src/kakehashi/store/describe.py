@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+import unicodedata
 from typing import TYPE_CHECKING
 
 from kakehashi.imaging.geometry import Grid, orientation_of
@@ -12,6 +13,24 @@ from kakehashi.store.catalogue import SeriesFacts
 if TYPE_CHECKING:
     import pydicom
 
+USABLE_SLICES = 32
+"""Slices across the body's axis from which a volume counts as usable in 3D."""
+
+# Makers have changed their names, and each is spelled in several ways: what begins with the
+# left is the right. The CT of Toshiba is Canon's since 2018, that of Hitachi Fujifilm's since 2021;
+# both stay under the name that the machine says, as their kernels differ.
+_VENDORS = {
+    "CANON": "CANON",
+    "FUJI": "FUJIFILM",
+    "GE": "GE",
+    "HITACHI": "HITACHI",
+    "PHILIPS": "PHILIPS",
+    "SIEMENS": "SIEMENS",
+    "SHIMADZU": "SHIMADZU",
+    "TOSHIBA": "TOSHIBA",
+    "UNITED IMAGING": "UNITED IMAGING",
+    "UIH": "UNITED IMAGING",
+}
 _AGE = re.compile(r"(\d{3})([DWMY])")
 _YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
 
@@ -33,6 +52,7 @@ def describe(first: pydicom.Dataset, grid: Grid, slices: int) -> SeriesFacts:
     """
     lossy = _text(first, "LossyImageCompression") == "01"
     z, y, x = grid.spacing_mm
+    orientation = orientation_of(grid.affine_lps)
     return SeriesFacts(
         series_uid=str(first.SeriesInstanceUID),
         study_uid=str(first.StudyInstanceUID),
@@ -40,6 +60,7 @@ def describe(first: pydicom.Dataset, grid: Grid, slices: int) -> SeriesFacts:
         modality=_text(first, "Modality") or "OT",
         body_part=_text(first, "BodyPartExamined"),
         manufacturer=_text(first, "Manufacturer"),
+        vendor=vendor_of(_text(first, "Manufacturer")),
         model=_text(first, "ManufacturerModelName"),
         kernel=_text(first, "ConvolutionKernel"),
         description=_text(first, "SeriesDescription"),
@@ -47,12 +68,15 @@ def describe(first: pydicom.Dataset, grid: Grid, slices: int) -> SeriesFacts:
         rows=int(first.Rows),
         columns=int(first.Columns),
         slices=slices,
+        volumes=1,
+        usable_3d=orientation == "axial" and slices >= USABLE_SLICES,
         spacing_z=z,
         spacing_y=y,
         spacing_x=x,
         thickness=_number(_text(first, "SliceThickness")),
-        orientation=orientation_of(grid.affine_lps),
+        orientation=orientation,
         kvp=_number(_text(first, "KVP")),
+        exposure=_exposure(first),
         contrast=bool(
             _text(first, "ContrastBolusAgent") or first.get("ContrastBolusAgentSequence")
         ),
@@ -61,6 +85,27 @@ def describe(first: pydicom.Dataset, grid: Grid, slices: int) -> SeriesFacts:
         transfer_syntax=str(first.file_meta.TransferSyntaxUID),
         flags=(*grid.flags, *(("lossy",) if lossy else ())),
     )
+
+
+def vendor_of(manufacturer: str | None) -> str | None:
+    """Return a manufacturer's one name; one that is not known is its first word, in capitals."""
+    words = unicodedata.normalize("NFKC", manufacturer or "").upper().replace("_", " ").split()
+    name = " ".join(words)
+    for start, vendor in _VENDORS.items():
+        if re.match(rf"{start}(?![A-Z])" if len(start) < 4 else start, name):
+            return vendor
+    return words[0] if words else None
+
+
+def _exposure(first: pydicom.Dataset) -> float | None:
+    """Return mAs: as such, in thousandths, or as the product of current and time."""
+    if (exposure := _number(_text(first, "Exposure"))) is not None:
+        return exposure
+    if (micro := _number(_text(first, "ExposureInuAs"))) is not None:
+        return micro / 1000
+    current = _number(_text(first, "XRayTubeCurrent"))
+    time = _number(_text(first, "ExposureTime"))
+    return None if current is None or time is None else current * time / 1000
 
 
 def _text(dataset: pydicom.Dataset, name: str) -> str | None:

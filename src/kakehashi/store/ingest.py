@@ -69,6 +69,22 @@ class _Silent:
         pass
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What is known of files besides what stands in them.
+
+    Attributes
+    ----------
+    facility : str
+        The hospital, by the store's name for it.
+    tier : int
+        How much of the person they may still show: 1 (least) to 3.
+    """
+
+    facility: str = ""
+    tier: int = 1
+
+
 @dataclass
 class AddReport:
     """What :func:`add` did.
@@ -96,6 +112,8 @@ def add(
     catalogue: Catalogue,
     sources: Iterable[Path],
     progress: Progress | None = None,
+    *,
+    origin: Origin = Origin(),
 ) -> AddReport:
     """Take files into the store.
 
@@ -107,6 +125,8 @@ def add(
     sources : iterable of Path
         Files, and folders that are searched to the bottom.
     progress : Progress, optional
+    origin : Origin, optional
+        From where the files are, and who may have them.
 
     Returns
     -------
@@ -126,7 +146,7 @@ def add(
             for folder in (layout.packs, layout.kept_folder):
                 for stale in folder.glob(f"*/*{PART}"):
                     stale.unlink()
-            return _Run(store, layout, catalogue, progress or _Silent()).add(sources)
+            return _Run(store, layout, catalogue, progress or _Silent(), origin).add(sources)
     except OSError as error:
         raise StoreError(
             f"{error.filename}: {error.strerror}; nothing half done is left"
@@ -144,8 +164,14 @@ class _Run:
     """One run of :func:`add`, with the lock held."""
 
     def __init__(
-        self, store: StoreHost, layout: Layout, catalogue: Catalogue, progress: Progress
+        self,
+        store: StoreHost,
+        layout: Layout,
+        catalogue: Catalogue,
+        progress: Progress,
+        origin: Origin,
     ) -> None:
+        self._origin = origin
         self._group = f"{store.account_prefix}view"
         self._layout = layout
         self._catalogue = catalogue
@@ -232,6 +258,8 @@ class _Run:
         facts = {slot: getattr(info.facts, slot) for slot in SeriesFacts.__slots__}
         row = Series(
             **facts,
+            facility=self._origin.facility,
+            tier=self._origin.tier,
             path=self._layout.relative(out),
             size=info.size,
             blocks=info.blocks,
