@@ -27,6 +27,9 @@ from pydantic import (
 from kakehashi.errors import ConfigError
 from kakehashi.secret import Secret
 
+APPROVED = "projects"
+"""Folder below the store's root with a file for each project that was approved there."""
+
 PROJECT_ID = re.compile(r"[a-z][a-z0-9-]{0,27}")
 ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 SITE_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
@@ -190,10 +193,14 @@ class StoreHost(_Model):
 class CohortQuery(_Model):
     """Which series a project sees; empty means any. Conditions are joined by and."""
 
+    facility: frozenset[str] = frozenset()
     modality: frozenset[str] = frozenset()
     body_part: frozenset[str] = frozenset()
     manufacturer: frozenset[str] = frozenset()
     series: frozenset[str] = Field(default=frozenset(), description="SeriesInstanceUIDs.")
+    query: str | None = Field(
+        default=None, description="A further condition, in the catalogue's query language."
+    )
 
 
 class Project(_Model):
@@ -209,6 +216,14 @@ class Project(_Model):
     groups: frozenset[str] = Field(min_length=1)
     sites: frozenset[str] = Field(min_length=1)
     cohort: CohortQuery = CohortQuery()
+    tier: int = Field(
+        default=1,
+        ge=1,
+        le=3,
+        description="Up to which tier it may see series: 1 shows least of the person.",
+    )
+    requested_by: str | None = None
+    approved_by: str | None = None
 
     @model_validator(mode="after")
     def _starts_before_it_expires(self) -> Self:
@@ -374,12 +389,34 @@ def load(path: Path) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not valid TOML: {error}") from error
     try:
-        return Config.model_validate(data)
+        config = Config.model_validate(data)
+        approved = _approved(config)
+        if not approved:
+            return config
+        return Config.model_validate(data | {"projects": [*config.projects, *approved]})
     except ValidationError as error:
-        raise ConfigError(_explain(path, error)) from None
+        raise ConfigError(explain(path, error)) from None
 
 
-def _explain(path: Path, error: ValidationError) -> str:
+def _approved(config: Config) -> list[Project]:
+    """Read the projects that were approved at the store, and lie there."""
+    projects = []
+    folder = config.store.root / APPROVED if config.store else None
+    for path in sorted(folder.glob("*.json")) if folder else ():
+        try:
+            project = Project.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+        except ValidationError as error:
+            raise ConfigError(explain(path, error)) from None
+        if path.stem != project.id:
+            raise ConfigError(f"{path}: holds the project {project.id!r}; rename one of the two")
+        projects.append(project)
+    return projects
+
+
+def explain(path: Path | str, error: ValidationError) -> str:
+    """Say what is wrong with a file or text: each key, and the rule that it breaks."""
     lines = [f"{path}: {error.error_count()} problem(s)"]
     for problem in error.errors(include_url=False, include_input=False):
         key = ".".join(str(part) for part in problem["loc"]) or "(file)"

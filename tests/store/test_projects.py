@@ -1,0 +1,187 @@
+"""A project is asked for by one person and approved by another, and ends; all is recorded."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from pathlib import Path
+
+import pytest
+
+from kakehashi.audit import Audit
+from kakehashi.config import Config, load
+from kakehashi.errors import AuditError, ConfigError, StoreError
+from kakehashi.store.projects import Projects
+
+WANTED = {
+    "id": "nodules",
+    "title": "Nodules",
+    "title_ja": "結節",
+    "purpose": "肺結節の検出",
+    "approval": "pending",
+    "expires": "2099-01-01",
+    "groups": ["lung-study"],
+    "sites": ["flow"],
+    "tier": 2,
+    "cohort": {"facility": ["F01"], "modality": ["CT"]},
+}
+LAST = dt.date(2098, 3, 31)
+
+
+class Desk:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.file = root / "kakehashi.toml"
+        self.file.write_text(
+            f"""
+            [store]
+            root = "{root}"
+            address = "store.example"
+
+            [[projects]]
+            id = "fixed"
+            title = "In the file"
+            purpose = "p"
+            approval = "1"
+            expires = 2099-01-01
+            groups = ["g"]
+            sites = ["flow"]
+            """
+        )
+        self.audit = Audit(root / "audit.jsonl")
+
+    @property
+    def config(self) -> Config:
+        return load(self.file)
+
+    @property
+    def projects(self) -> Projects:
+        return Projects(self.config, self.audit)
+
+    def active(self) -> set[str]:
+        return {project.id for project in self.config.projects}
+
+    def records(self) -> list[tuple[str, str, str]]:
+        lines = [json.loads(line) for line in self.audit.path.read_text().splitlines()]
+        return [(line["kind"], line["person"], line["detail"]["project"]) for line in lines]
+
+
+@pytest.fixture
+def desk(tmp_path) -> Desk:
+    return Desk(tmp_path)
+
+
+def test_a_request_gives_nothing_until_somebody_else_approves_it(desk):
+    desk.projects.request(WANTED, "tanaka")
+    assert desk.active() == {"fixed"}
+    for same in ("tanaka", " Tanaka "):
+        with pytest.raises(StoreError, match="somebody else"):
+            desk.projects.approve("nodules", same, "2026-1", LAST)
+    assert desk.active() == {"fixed"}
+    desk.projects.approve("nodules", "suzuki", "2026-0412", LAST)
+    (found,) = (project for project in desk.config.projects if project.id == "nodules")
+    assert found.model_dump(mode="json") == {
+        **found.model_dump(mode="json"),
+        **{key: value for key, value in WANTED.items() if key not in {"cohort"}},
+        "approval": "2026-0412",
+        "expires": "2098-03-31",
+        "requested_by": "tanaka",
+        "approved_by": "suzuki",
+    }
+    assert found.cohort.facility == {"F01"}
+    assert desk.records() == [
+        ("project.requested", "tanaka", "nodules"),
+        ("project.approved", "suzuki", "nodules"),
+    ]
+
+
+def test_nobody_writes_his_own_approval_into_a_request(desk):
+    asked = desk.projects.request(WANTED | {"approved_by": "suzuki", "requested_by": "x"}, "tanaka")
+    assert (asked.project.approved_by, asked.project.requested_by) == (None, "tanaka")
+    assert desk.active() == {"fixed"}
+
+
+def test_an_ended_project_is_gone_for_good_and_its_history_stays(desk):
+    desk.projects.request(WANTED, "tanaka")
+    desk.projects.approve("nodules", "suzuki", "2026-1", LAST)
+    desk.projects.end("nodules", "suzuki", "study over")
+    assert desk.active() == {"fixed"}
+    (ended, fixed) = sorted(desk.projects.list(), key=lambda one: one.state, reverse=True)
+    assert (ended.state, fixed.state) == ("ended", "configured")
+    assert [(step["step"], step["by"]) for step in ended.history] == [
+        ("requested", "tanaka"),
+        ("approved", "suzuki"),
+        ("ended", "suzuki"),
+    ]
+    for call in (
+        lambda: desk.projects.approve("nodules", "suzuki", "2026-2", LAST),
+        lambda: desk.projects.end("nodules", "suzuki", "again"),
+        lambda: desk.projects.request(WANTED, "tanaka"),
+    ):
+        with pytest.raises(StoreError, match="nodules"):
+            call()
+
+
+def test_an_approval_is_renewed_with_a_new_number_and_day(desk):
+    desk.projects.request(WANTED, "tanaka")
+    desk.projects.approve("nodules", "suzuki", "2026-1", LAST)
+    desk.projects.approve("nodules", "sato", "2027-9", LAST.replace(year=2099))
+    (found,) = (project for project in desk.config.projects if project.id == "nodules")
+    assert (found.approval, found.approved_by) == ("2027-9", "sato")
+
+
+def test_a_declined_request_can_be_made_again(desk):
+    desk.projects.request(WANTED, "tanaka")
+    desk.projects.decline("nodules", "suzuki", "purpose too wide")
+    with pytest.raises(StoreError, match="declined"):
+        desk.projects.approve("nodules", "suzuki", "2026-1", LAST)
+    desk.projects.request(WANTED | {"purpose": "narrow"}, "tanaka")
+    desk.projects.approve("nodules", "suzuki", "2026-1", LAST)
+    assert "nodules" in desk.active()
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"id": "../evil"}, "id"),
+        ({"id": "fixed"}, "already"),
+        ({"groups": []}, "groups"),
+        ({"tier": 4}, "tier"),
+        ({"expires": "soon"}, "expires"),
+        ({"colour": "red"}, "unknown key"),
+        ({"cohort": {"modalty": ["CT"]}}, "unknown key"),
+    ],
+)
+def test_a_request_that_breaks_a_rule_is_refused_and_leaves_nothing(desk, change, word):
+    with pytest.raises(StoreError, match=word):
+        desk.projects.request(WANTED | change, "tanaka")
+    assert [one.project.id for one in desk.projects.list()] == ["fixed"]
+    assert not desk.audit.path.exists()
+
+
+def test_what_is_configured_is_not_ended_here(desk):
+    with pytest.raises(StoreError, match="configuration"):
+        desk.projects.end("fixed", "suzuki", "no")
+
+
+def test_nothing_is_done_that_cannot_be_recorded(desk):
+    desk.projects.request(WANTED, "tanaka")
+    desk.audit.path.write_text("this is no trail\n")
+    with pytest.raises(AuditError):
+        desk.projects.approve("nodules", "suzuki", "2026-1", LAST)
+    assert desk.active() == {"fixed"}
+    assert desk.projects.list()[1].state == "requested"
+
+
+def test_a_damaged_approval_stops_the_configuration_and_is_named(desk):
+    desk.projects.request(WANTED, "tanaka")
+    desk.projects.approve("nodules", "suzuki", "2026-1", LAST)
+    path = desk.root / "projects" / "nodules.json"
+    whole = path.read_text()
+    path.write_text(whole.replace('"tier": 2', '"tier": 9'))
+    with pytest.raises(ConfigError, match=r"nodules.json[\s\S]*tier"):
+        load(desk.file)
+    path.rename(path.with_name("other.json"))
+    (desk.root / "projects" / "other.json").write_text(whole)
+    with pytest.raises(ConfigError, match="rename"):
+        load(desk.file)
