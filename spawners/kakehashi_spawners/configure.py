@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from kakehashi.config import read_secret
 from kakehashi.errors import ConfigError
-from kakehashi_spawners import endpoints, pages, sites
+from kakehashi_spawners import catalogue, endpoints, pages, sites
 from kakehashi_spawners.authority import Authority
 from kakehashi_spawners.identity import KakehashiAuthenticator
 from kakehashi_spawners.portal import Portal, install
@@ -60,7 +60,7 @@ def configure(c: Any, config: Config) -> Portal:
     )
     _check_addresses(portal)
     install(portal)
-    endpoints.install()
+    endpoints.install([*endpoints.HANDLERS, *catalogue.HANDLERS])
     state = config.need_portal().state
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     _configure_hub(c, portal)

@@ -29,6 +29,8 @@ from kakehashi_spawners import server
 from kakehashi_spawners.portal import current
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from kakehashi_spawners.portal import Portal
     from kakehashi_spawners.spawner import KakehashiSpawner, Session
 
@@ -165,7 +167,7 @@ def _is_tls(socket: Any) -> bool:
     return isinstance(socket, ssl.SSLSocket)
 
 
-class _Quiet(APIHandler):  # type: ignore[misc]  # jupyterhub has no types
+class QuietHandler(APIHandler):  # type: ignore[misc]  # jupyterhub has no types
     """JSON errors in the contract's form."""
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
@@ -198,7 +200,7 @@ class _Quiet(APIHandler):  # type: ignore[misc]  # jupyterhub has no types
 
 
 @web.stream_request_body
-class NodeHandler(_Quiet):
+class NodeHandler(QuietHandler):
     """What the four calls of a node have in common."""
 
     # No cookie and no token: a person's rights are not what decides here.
@@ -219,7 +221,7 @@ class NodeHandler(_Quiet):
     async def post(self) -> None:
         """Answer a node's call; every refusal is counted and recorded."""
         portal = current()
-        address = source_address(self.request, _proxy_certificate(portal))
+        address = source_address(self.request, proxy_certificate_of(portal))
         spawner: KakehashiSpawner | None = None
         identifier = "?"
         try:
@@ -227,7 +229,7 @@ class NodeHandler(_Quiet):
             identifier = body.session
             spawner = portal.sessions.get(identifier)
             self.refusals.check(_key(spawner, identifier, address))
-            _check_address(portal, _session(spawner), address)
+            check_address(portal, session_of(spawner), address)
             answer = await self.answer(portal, portal.sessions[identifier], body, address)
         except RefusedError as error:
             if error.code != "limit":
@@ -271,7 +273,14 @@ def _key(spawner: KakehashiSpawner | None, identifier: str, address: str) -> str
     return f"address {address}" if spawner is None else f"session {identifier} from {address}"
 
 
-def _check_address(portal: Portal, session: Session, address: str) -> None:
+def check_address(portal: Portal, session: Session, address: str) -> None:
+    """Check that a request comes from the session's site.
+
+    Raises
+    ------
+    RefusedError
+        ``address``: it does not.
+    """
     _check_site_address(portal, session.site, address)
 
 
@@ -302,7 +311,7 @@ class EnrolHandler(NodeHandler):
         self, portal: Portal, spawner: KakehashiSpawner, body: Enrolment, address: str
     ) -> dict[str, Any]:
         """Check everything the hub can see, redeem the ticket, describe the server."""
-        session = _session(spawner)
+        session = session_of(spawner)
         _check_ticket(session, body.ticket)
         if body.software != portal.software:
             words = (
@@ -339,11 +348,11 @@ class EnrolHandler(NodeHandler):
             if error.code == "replayed":
                 spawner.lose_right("its ticket was used a second time")
             raise
-        session = _session(spawner)
+        session = session_of(spawner)
         inside = body.hub_port or server.hub_port(portal.settings.hub_port, body.port)
         places = server.places(site.node, session.session)
         environment = spawner.enrol(host, body.port, inside, places, grant)
-        until = _moment(_session(spawner).ends_at)
+        until = _moment(session_of(spawner).ends_at)
         key, certificate = await asyncio.to_thread(
             portal.issuer.issue, session.session, [host], until
         )
@@ -395,10 +404,19 @@ async def _running_host(
     named = [host for host in state.hosts if _short(host) == _short(body.host)]
     if not named:
         raise RefusedError("job-not-running", f"the job does not run on {body.host}")
-    return named[0] if portal.config.sites[_session(spawner).site].node_name_is_address else address
+    return (
+        named[0] if portal.config.sites[session_of(spawner).site].node_name_is_address else address
+    )
 
 
-def _session(spawner: KakehashiSpawner | None) -> Session:
+def session_of(spawner: KakehashiSpawner | None) -> Session:
+    """Return a spawner's session.
+
+    Raises
+    ------
+    RefusedError
+        ``session``: there is none.
+    """
     if spawner is None or spawner.session is None:
         raise RefusedError("session", "this hub has no such session; it may have ended")
     return spawner.session
@@ -438,7 +456,7 @@ class RefuseHandler(NodeHandler):
         address: str,  # noqa: ARG002 - checked before, for every call alike
     ) -> dict[str, Any]:
         """Show the node's words to the person; ending the session spends the ticket."""
-        session = _session(spawner)
+        session = session_of(spawner)
         _check_ticket(session, body.ticket)
         if session.enrolled:
             raise RefusedError("replayed", "the session has enrolled already")
@@ -499,7 +517,7 @@ class WitnessHandler(NodeHandler):
     async def post(self) -> None:
         """Hand the signed word to the store, which alone can tell whose it is."""
         portal = current()
-        address = source_address(self.request, _proxy_certificate(portal))
+        address = source_address(self.request, proxy_certificate_of(portal))
         key = f"address {address}"
         site = "?"
         try:
@@ -518,7 +536,7 @@ class WitnessHandler(NodeHandler):
         self.finish(json.dumps(answer))
 
 
-class SitesHandler(_Quiet):
+class SitesHandler(QuietHandler):
     """``GET sites``: what the person may choose, with free GPUs as they are now."""
 
     async def get(self) -> None:
@@ -529,7 +547,7 @@ class SitesHandler(_Quiet):
         self.finish(json.dumps(choices))
 
 
-class ReceiptHandler(_Quiet):
+class ReceiptHandler(QuietHandler):
     """``GET receipts/SESSION``: for whose session it was, and the portal's operators."""
 
     async def get(self, session: str) -> None:
@@ -550,14 +568,14 @@ def _own(handler: APIHandler) -> None:
         raise web.HTTPError(403, "this needs the rights of a person")
 
 
-class RetiredHandler(_Quiet):
+class RetiredHandler(QuietHandler):
     """Where batchspawner let any server's token set any attribute of its spawner."""
 
     refusals: ClassVar[Refusals] = Refusals()
 
     def post(self) -> None:
         """Refuse, and record who tried."""
-        address = source_address(self.request, _proxy_certificate(current()))
+        address = source_address(self.request, proxy_certificate_of(current()))
         self.refusals.check(address)
         self.refusals.add(address)
         person = getattr(self.current_user, "name", None)
@@ -565,7 +583,8 @@ class RetiredHandler(_Quiet):
         raise web.HTTPError(404, "there is nothing here")
 
 
-def _proxy_certificate(portal: Portal) -> bytes | None:
+def proxy_certificate_of(portal: Portal) -> bytes | None:
+    """Return the proxy's certificate, DER, None before there is one."""
     try:
         pem = portal.proxy_certificate.read_text(encoding="ascii")
     except OSError:
@@ -585,8 +604,8 @@ HANDLERS = [
 ]
 
 
-def install() -> None:
-    """Put our addresses in place, and batchspawner's out of it.
+def install(handlers: Sequence[tuple[str, type[QuietHandler]]]) -> None:
+    """Put addresses in place, and batchspawner's out of it.
 
     Importing batchspawner registers an endpoint that sets any attribute of a spawner, such as
     the command that the hub runs, for whoever holds the token of a server.
@@ -594,9 +613,9 @@ def install() -> None:
     default_handlers[:] = [
         entry
         for entry in default_handlers
-        if entry not in HANDLERS
+        if entry not in handlers
         and not issubclass(entry[1], batchspawner.api.BatchSpawnerAPIHandler)
-    ] + HANDLERS
+    ] + list(handlers)
 
 
-install()
+install(HANDLERS)

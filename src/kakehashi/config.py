@@ -21,11 +21,13 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
-from kakehashi.errors import ConfigError
+from kakehashi.errors import ConfigError, StoreError
 from kakehashi.secret import Secret
+from kakehashi.store.query import parse
 
 APPROVED = "projects"
 """Folder below the store's root with a file for each project that was approved there."""
@@ -130,6 +132,9 @@ class AuthorityEndpoint(_Model):
     url: Url
     token_file: AbsolutePath
     ca_file: AbsolutePath | None = None
+    catalogue_url: Url | None = Field(
+        default=None, description="The store's catalogue service, for sessions; none without it."
+    )
     timeout_s: float = Field(default=10, gt=0, le=120)
 
 
@@ -175,6 +180,11 @@ class StoreHost(_Model):
     bind_port: Port = 22
     authority_bind: str = "127.0.0.1"
     authority_port: Port = 8470
+    catalogue_port: Port | None = Field(
+        default=None,
+        description="Port of the catalogue service, on the authority's address and with its "
+        "certificate; without one there is none.",
+    )
     authority_tls_key: AbsolutePath | None = None
     authority_tls_cert: AbsolutePath | None = None
     database: str | None = Field(
@@ -201,6 +211,16 @@ class CohortQuery(_Model):
     query: str | None = Field(
         default=None, description="A further condition, in the catalogue's query language."
     )
+
+    @field_validator("query")
+    @classmethod
+    def _understood(cls, text: str | None) -> str | None:
+        if text is not None:
+            try:
+                parse(text)
+            except StoreError as error:
+                raise ValueError(str(error)) from None
+        return text
 
 
 class Project(_Model):

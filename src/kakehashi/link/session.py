@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 from kakehashi.errors import SessionError
+from kakehashi.secret import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,12 +51,15 @@ class Lease:
         ``offline``: hub or store out of reach, the session goes on for the time being.
     message : str
         A sentence for the person, empty if there is nothing to say.
+    catalogue : Secret or None
+        What the store's catalogue service wants to see; None where the store has none.
     """
 
     expires_at: dt.datetime
     ends_at: dt.datetime
     state: LeaseState
     message: str
+    catalogue: Secret | None = None
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,7 @@ class Session:
             ends_at=data.time("ends_at"),
             state=cast("LeaseState", state),
             message=data.text("message"),
+            catalogue=None if data.get("catalogue") is None else Secret(data.text("catalogue")),
         )
 
 
@@ -204,6 +209,9 @@ class _Fields:
             f"{self._source}: {self._prefix}{key} must be {expected}, "
             f"got {type(self._data.get(key)).__name__}; start a new session"
         )
+
+    def get(self, key: str) -> object:
+        return self._data.get(key)
 
     def text(self, key: str) -> str:
         value = self._data.get(key)

@@ -8,7 +8,7 @@ import json
 import re
 import ssl
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
@@ -24,6 +24,7 @@ _ANSWER_LIMIT = 1 << 20
 _ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:-]{0,252}")
 _ENDPOINT = re.compile(r"(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9][A-Za-z0-9.-]{0,252}):[0-9]{1,5}")
+_TOKEN = re.compile(r"[A-Za-z0-9._-]{1,2048}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 # Two while the store replaces its host CA: the new one, and the one that sshd still shows.
 _KEY_LINES = re.compile(r"ssh-[a-z0-9-]+ [A-Za-z0-9+/]+=*(\nssh-[a-z0-9-]+ [A-Za-z0-9+/]+=*)?")
@@ -43,6 +44,8 @@ class Grant:
 
     Attributes
     ----------
+    catalogue : str or None
+        What the store's catalogue service wants to see, as long as the lease is good.
     heard : float
         When the grant came, by this node's monotonic clock.
     """
@@ -62,6 +65,7 @@ class Grant:
     view_account: str
     work_account: str
     manifest: dict[str, str]
+    catalogue: str | None = field(repr=False)
     software: str
     heard: float
 
@@ -144,6 +148,9 @@ class Grant:
                 "path": str(manifest["path"]),
                 "sha256": _matching(manifest["sha256"], _HASH, "manifest.sha256"),
             },
+            catalogue=None
+            if value.get("catalogue") is None
+            else _matching(value["catalogue"], _TOKEN, "catalogue"),
             software=str(value["software"]),
             heard=time.monotonic(),
         )

@@ -354,6 +354,7 @@ class Keeper:
             "ends_at": format_time(grant.by_own_clock(grant.ends_at)),
             "state": state,
             "message": message,
+            "catalogue": grant.catalogue,
         }
         channels.write_private(self._files["run"], "lease.json", json.dumps(lease))
 

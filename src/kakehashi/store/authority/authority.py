@@ -35,6 +35,7 @@ from kakehashi.store.authority.models import (
     SiteMessage,
 )
 from kakehashi.store.authority.watch import Watch
+from kakehashi.store.service.tokens import Tokens, load_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -74,6 +75,11 @@ class Authority:
         self._names = names(self._store)
         self._clock = clock
         self._keys = Keys(self._layout.keys)
+        self._tokens = (
+            None
+            if self._store.catalogue_port is None
+            else Tokens(load_key(self._layout.keys / "catalogue"), clock)
+        )
         self._book = Book(self._layout.book)
         self._manifests = Manifests()
         self._audit = Audit(self._layout.audit, clock)
@@ -724,8 +730,15 @@ class Authority:
                 "work_account": session.work_account,
             },
             "manifest": {"path": "/manifest.json", "sha256": manifest},
+            "catalogue": self._catalogue_token(session, expires_at),
             "software": __version__,
         }
+
+    def _catalogue_token(self, session: Session, expires_at: int) -> str | None:
+        if self._tokens is None:
+            return None
+        issued = self._tokens.issue(session.id, session.project, session.person, expires_at)
+        return issued.reveal()
 
     def _keep_report(self, session: Session, witness: str, items: Sequence[Item]) -> None:
         plain = [item.model_dump() for item in items]

@@ -1,0 +1,1 @@
+"""The catalogue service: what a session may ask of the catalogue, over HTTP."""
