@@ -63,6 +63,7 @@ KEPT = Kept(
     sop_uid="1.2.3.4",
     series_uid="1.2.9",
     study_uid="1.2",
+    patient_id="患者-1",
     modality="RTSTRUCT",
     reason="RT Structure Set Storage: not a CT, MR or PET image",
     path="kept/bb/1.2.3.4.dcm",

@@ -17,6 +17,8 @@ from sqlalchemy.schema import CreateColumn
 
 from kakehashi.errors import StoreError
 from kakehashi.store.layout import Layout
+from kakehashi.store.query import Query, matches
+from kakehashi.store.sql import narrowing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -72,6 +74,7 @@ _KEPT = sa.Table(
     sa.Column("sop_uid", sa.Text),
     sa.Column("series_uid", sa.Text, index=True),
     sa.Column("study_uid", sa.Text),
+    sa.Column("patient_id", sa.Text, index=True),
     sa.Column("modality", sa.Text),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("path", sa.Text, nullable=False),
@@ -84,6 +87,15 @@ _REFERENCES = sa.Table(
     sa.Column("sha256", sa.ForeignKey("kept.sha256"), primary_key=True),
     sa.Column("series_uid", sa.Text, primary_key=True, index=True),
 )
+_WITHDRAWN = sa.Table(
+    "withdrawn",
+    _METADATA,
+    sa.Column("patient_id", sa.String(128), primary_key=True),
+    sa.Column("by", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("at", sa.String(32), nullable=False),
+)
+_STAYS = _SERIES.c.patient_id.not_in(sa.select(_WITHDRAWN.c.patient_id))
 _COHORTS = sa.Table(
     "cohorts",
     _METADATA,
@@ -212,6 +224,7 @@ class Kept:
     sop_uid: str | None
     series_uid: str | None
     study_uid: str | None
+    patient_id: str | None
     modality: str | None
     reason: str
     path: str
@@ -332,6 +345,41 @@ class Catalogue:
         conditions = [column.in_(sorted(values)) for column, values in columns.items() if values]
         return self._select(sa.select(_SERIES).where(*conditions))
 
+    def select(self, query: Query) -> list[Series]:
+        """Return the series that meet a query, sorted by UID, but those of who withdrew."""
+        rows = self._select(sa.select(_SERIES).where(narrowing(query, _SERIES), _STAYS))
+        return [row for row in rows if matches(query, row)]
+
+    def withdraw(self, patient_id: str, by: str, reason: str) -> None:
+        """Note that a person withdrew: from now on no cohort has a series of them.
+
+        What the store holds of them is removed by :func:`kakehashi.store.withdraw.withdraw`.
+        """
+        values = {"patient_id": patient_id, "by": by, "reason": reason, "at": now()}
+        with self._begin() as connection:
+            same = _WITHDRAWN.c.patient_id == patient_id
+            if connection.execute(sa.select(_WITHDRAWN).where(same)).first() is None:
+                connection.execute(sa.insert(_WITHDRAWN).values(**values))
+
+    def withdrawn(self) -> frozenset[str]:
+        """Return the ids of all who withdrew."""
+        with self._begin() as connection:
+            return frozenset(connection.scalars(sa.select(_WITHDRAWN.c.patient_id)))
+
+    def of_patient(self, patient_id: str) -> tuple[list[Series], list[Kept]]:
+        """Return all that the store has of a person."""
+        series = self._select(sa.select(_SERIES).where(_SERIES.c.patient_id == patient_id))
+        studies = sorted({row.study_uid for row in series})
+        return series, self._kept(
+            sa.or_(_KEPT.c.patient_id == patient_id, _KEPT.c.study_uid.in_(studies))
+        )
+
+    def drop_series(self, series_uids: Iterable[str]) -> None:
+        """Forget series; their packs are gone."""
+        with self._begin() as connection:
+            for series in sorted(set(series_uids)):
+                connection.execute(sa.delete(_SERIES).where(_SERIES.c.series_uid == series))
+
     def _select(self, query: sa.Select[Any]) -> list[Series]:
         with self._begin() as connection:
             found = connection.execute(query.order_by(_SERIES.c.series_uid)).mappings().all()
@@ -419,11 +467,12 @@ class Catalogue:
 
 def _add_missing_columns(connection: sa.Connection) -> None:
     """Bring a catalogue that an earlier release made up to date; nothing is taken away."""
-    there = {column["name"] for column in sa.inspect(connection).get_columns(_SERIES.name)}
-    for column in _SERIES.columns:
-        if column.name not in there:
-            definition = CreateColumn(column).compile(dialect=connection.dialect)
-            connection.execute(sa.text(f"ALTER TABLE {_SERIES.name} ADD COLUMN {definition}"))
+    for table in _METADATA.sorted_tables:
+        there = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in there:
+                definition = CreateColumn(column).compile(dialect=connection.dialect)
+                connection.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {definition}"))
 
 
 def _explain(error: SQLAlchemyError) -> StoreError:

@@ -288,6 +288,7 @@ class _Run:
             sop_uid=sop,
             series_uid=_uid(head, "SeriesInstanceUID"),
             study_uid=_uid(head, "StudyInstanceUID"),
+            patient_id=str(head.get("PatientID") or "") or None if head is not None else None,
             modality=str(head.get("Modality") or "") or None if head is not None else None,
             reason=reason,
             path=self._layout.relative(target),
