@@ -5,12 +5,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(
-  ca-certificates chromium fonts-noto-cjk fuse3 gcc git iperf3 iproute2 libc6-dev munge nftables
+  ca-certificates chromium dcmtk dicom3tools fonts-noto-cjk fuse3 gcc git iperf3 iproute2 libc6-dev munge nftables
   openssh-client openssh-server openssh-sftp-server postgresql procps python3 python3-venv
   slurm-client slurmctld slurmd sqlite3 sshfs sudo util-linux
 )
 if [[ ${1-} == bench ]]; then
-  packages+=(nginx-light openssl rclone)
+  packages+=(nginx-light openssl orthanc rclone)
 fi
 
 missing=()
@@ -38,11 +38,15 @@ fi
 
 # Debian's own Python: the people of a site execute it, so it may not lie in root's home.
 python=/usr/bin/python3
-stamp=.venv/.installed-$(cat pyproject.toml package-lock.json "$0" | sha256sum | cut -c1-16)
+extras=hub,store,node,ai,dev
+if [[ ${1-} == bench ]]; then
+  extras+=,bench
+fi
+stamp=.venv/.installed-$extras-$(cat pyproject.toml package-lock.json "$0" | sha256sum | cut -c1-16)
 if [[ ! -e $stamp ]]; then
   echo "installing Python packages"
   [[ -x .venv/bin/python ]] || "$python" -m venv .venv
-  .venv/bin/pip install -q --disable-pip-version-check -e '.[hub,store,node,ai,dev]'
+  .venv/bin/pip install -q --disable-pip-version-check -e ".[$extras]"
   site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
   # Relative, so that the environment also works where it is mounted under another path.
   printf '%s\n' ../../../../src ../../../../spawners ../../../../extensions \
@@ -65,6 +69,10 @@ for name in nodump shm; do
     .venv/bin/python -m kakehashi.session.build_libraries libexec
   fi
 done
+source=src/kakehashi/store/facets/scan.c
+if [[ ! -e libexec/facets.so || $source -nt libexec/facets.so ]]; then
+  .venv/bin/python -m kakehashi.store.facets.build_library libexec
+fi
 widgets=extensions/kakehashi_widgets
 if [[ ! -e $widgets/static/.built ]] ||
   [[ -n $(find "$widgets/js" -path "$widgets/js/node_modules" -prune -o -path "$widgets/js/build" \

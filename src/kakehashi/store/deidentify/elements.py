@@ -1,0 +1,255 @@
+"""What is done with each element of a data set, and of the items in it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from pydicom import Dataset, Sequence
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.multival import MultiValue
+
+from kakehashi.store.deidentify import content, vocabulary
+from kakehashi.store.deidentify.actions import Action, tags_of, words_of
+from kakehashi.store.deidentify.dates import age_of, shift_date, shift_datetime, time_of
+from kakehashi.store.deidentify.private import safe_private
+from kakehashi.store.deidentify.report import clean_report
+from kakehashi.store.deidentify.tree import Element, Node, texts_of
+from kakehashi.store.dicom import UID
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kakehashi.store.deidentify.key import Pseudonyms
+    from kakehashi.store.deidentify.names import Matcher, Names
+
+UTF8 = ["UTF8"]
+_DUMMY = "REMOVED"
+(_PATIENT_ID,) = tags_of("PatientID")
+(_CONTENT,) = tags_of("ContentSequence")
+(_SCHEME,) = tags_of("CodingSchemeDesignator")
+_REPLACED = tags_of(
+    "PatientIdentityRemoved DeidentificationMethod DeidentificationMethodCodeSequence "
+    "LongitudinalTemporalInformationModified SpecificCharacterSet"
+)
+# If no word of these is left they get one that says nothing: they must have a value.
+_REQUIRED = tags_of(
+    "SegmentLabel StructureSetLabel CodeMeaning UserContentLabel EntityLabel RTPlanLabel "
+    "AcquisitionFieldOfViewLabel TreatmentSite"
+)
+_SIZES = {"US": 2, "SS": 2, "UL": 4, "SL": 4, "FL": 4, "AT": 4, "FD": 8, "UV": 8, "SV": 8}
+_DECIMAL = re.compile(r"[ +\-0-9.eE\\\0]*")
+_CODE_STRING = re.compile(r"[ -~]{0,64}")
+_LONG_NUMBER = re.compile(r"\d{5}")
+_PIXELS = tags_of("PixelData FloatPixelData DoubleFloatPixelData")
+_PRINTABLE = re.compile(rb"[ -~\n\r]+")
+_UID_LIKE = re.compile(r"\d+(?:\.\d+){5}")
+_CODE = re.compile(r"[A-Za-z0-9._\-^/+]{1,64}")
+# Coding schemes of PS3.16 section 8, and those of Japan, whose meanings are no free text.
+_SCHEMES = words_of(
+    "DCM SCT SRT SNM3 99SDM LN UCUM RADLEX FMA ICD9 ICD9CM ICD10 I9 I9C I10 I10P ISO3166_1 "
+    "ISO639_1 ISO639_2 UMLS MSH NCIT NCI ACR BI BARI CD3 HL7 ITIS_TSN MA MDC MDNS NDC NICIP NMMDS "
+    "PATHLEX POS RXNORM RO RFC3066 RFC5646 SCPECG SNM2 UBERON UNS V3 JJ1017 JJ1017T JJ1017P"
+)
+
+
+@dataclass
+class Elements:
+    """What is the same for all elements of one object.
+
+    Attributes
+    ----------
+    pseudonyms : Pseudonyms
+    facility : str
+    days : int
+        By which the person's dates are moved.
+    names : Names
+    matcher : Matcher
+        Of the names.
+    encoding : tuple of bool or None
+        Whether the VR is implicit, and the byte order little-endian, in values not read yet.
+    by_reference : bool
+        Items of the content refer to others by their places.
+    uids : set of str
+        Gets the original UIDs that were replaced.
+    """
+
+    pseudonyms: Pseudonyms
+    facility: str
+    days: int
+    names: Names
+    matcher: Matcher
+    encoding: tuple[bool | None, bool | None]
+    by_reference: bool
+    uids: set[str] = field(default_factory=set)
+
+    def items(self, node: Node) -> Dataset:
+        """Return a data set or item as it is after de-identification."""
+        out = Dataset(parent_encoding=UTF8)
+        out.set_original_encoding(self.encoding[0], self.encoding[1], UTF8)
+        for tag, element in node.elements.items():
+            if tag in _REPLACED or not element.sound:
+                continue
+            made = self._element(element, node)
+            if made is not None:
+                out[made.tag] = made
+        for safe in safe_private(node, self.matcher, little=self.encoding[1] is not False):
+            out[safe.tag] = safe
+        return out
+
+    def _element(self, element: Element, node: Node) -> DataElement | RawDataElement | None:
+        action, vr = element.rule.action, element.rule.vr
+        made: DataElement | RawDataElement | None = None
+        if action is Action.EMPTY:
+            made = DataElement(element.tag, vr, [] if vr == "SQ" else None)
+        elif action is Action.BULK:
+            made = None if _looks_like_text(element) else _as_it_is(element)
+        elif action is Action.NUMBER:
+            made = self._number(element)
+        elif action is Action.ITEMS:
+            made = self._sequence(element)
+        elif action is not Action.REMOVE:
+            made = self._text(element, node)
+        return made
+
+    def _text(self, element: Element, node: Node) -> DataElement | None:
+        action, vr, tag = element.rule.action, element.rule.vr, element.tag
+        if element.empty:
+            return DataElement(tag, vr, None)
+        texts = texts_of(element, node.encodings)
+        if texts is None:
+            return None
+        if action in (Action.PATIENT_ID, Action.PATIENT_NAME):
+            done = self._patient(texts if action is Action.PATIENT_ID else [], node)
+        elif action is Action.DUMMY:
+            done = [_DUMMY if vr != "AS" else ""]
+        elif action is Action.CODE:
+            done = [self._code(tag, text, node) for text in texts]
+        else:
+            one = self._each[action]
+            done = [one(text, vr) for text in texts]
+        if not any(done):
+            done = [_DUMMY] if tag in _REQUIRED else []
+            # A date that was none goes; other attributes may stay with nothing in them.
+            if not done and action in (Action.DAY, Action.AGE):
+                return None
+        return DataElement(tag, vr, done if len(done) > 1 else next(iter(done), None))
+
+    @cached_property
+    def _each(self) -> dict[Action, Callable[[str, str], str]]:
+        return {
+            Action.AGE: lambda text, _: age_of(text),
+            Action.UID: lambda text, _: self._uid(text),
+            Action.DAY: self._day,
+            Action.CLEAN: lambda text, _: self.clean(text),
+            Action.REPORT: lambda text, _: clean_report(text, self.names, self.days),
+            Action.TEXT: lambda text, _: "" if self._tells(text) else text,
+        }
+
+    def _patient(self, ids: list[str], node: Node) -> list[str]:
+        # An id in an item (of a group of persons) is somebody else's.
+        number = next(iter(ids), "") or node.text(_PATIENT_ID)
+        return [self.pseudonyms.patient_id(self.facility, number)] if number else []
+
+    def clean(self, text: str) -> str:
+        """Clean a description: known names first, so that no piece of one is left."""
+        for hit in reversed(self.matcher.find(text)):
+            text = f"{text[: hit.start]}\n{text[hit.end :]}"
+        return vocabulary.clean(text)
+
+    def _tells(self, text: str) -> bool:
+        """Say whether a text holds a known name, number or date, or any UID."""
+        return (
+            self.matcher.hits(text)
+            or any(day in text for day in self.names.days)
+            or _UID_LIKE.search(text) is not None
+        )
+
+    def _uid(self, text: str) -> str:
+        made = self.pseudonyms.uid(text)
+        if made != text:
+            self.uids.add(text)
+        return made
+
+    def _day(self, text: str, vr: str) -> str:
+        if vr == "DA":
+            return shift_date(text, self.days)
+        return shift_datetime(text, self.days) if vr == "DT" else time_of(text)
+
+    def _code(self, tag: int, text: str, node: Node) -> str:
+        if self._tells(text):
+            return _DUMMY
+        if node.text(_SCHEME).upper() in _SCHEMES:
+            return text
+        if tag in _REQUIRED:
+            return self.clean(text)
+        return text if _CODE.fullmatch(text) else _DUMMY
+
+    def _number(self, element: Element) -> DataElement | RawDataElement | None:
+        """Keep a number, code string or UID of a device if it is what its VR says."""
+        source, vr = element.source, element.rule.vr
+        if element.empty:
+            return DataElement(element.tag, vr, None)
+        size = _SIZES.get(vr)
+        if size is not None:
+            return _as_it_is(element) if _fits(source, size, element.rule.most) else None
+        texts = texts_of(element, ("ascii",))
+        if texts is None or not all(self._is_plain(text, vr) for text in texts):
+            if vr != "CS" or texts is None:
+                return None
+            # The places of an image type have meanings: what goes leaves its place empty.
+            kept = [text if self._is_plain(text, vr) else "" for text in texts]
+            return DataElement(element.tag, vr, kept) if any(kept) else None
+        return _as_it_is(element)
+
+    def _is_plain(self, text: str, vr: str) -> bool:
+        if vr in ("DS", "IS"):
+            return bool(_DECIMAL.fullmatch(text)) and not self.matcher.is_number(text)
+        if vr == "UI":
+            return bool(UID.fullmatch(text))
+        if not _CODE_STRING.fullmatch(text) or _LONG_NUMBER.search(text):
+            return False
+        return not self.matcher.hits(text)
+
+    def _sequence(self, element: Element) -> DataElement:
+        items = element.items or []
+        if element.tag == _CONTENT and not self.by_reference:
+            items = [item for item in items if not content.identifies(item)]
+        made = [self.items(item) for item in items]
+        if element.tag == _CONTENT:
+            for item, done in zip(items, made, strict=True):
+                content.finish(item, done)
+        return DataElement(element.tag, "SQ", Sequence(made))
+
+
+def _looks_like_text(element: Element) -> bool:
+    value = element.source.value
+    return (
+        element.tag not in _PIXELS
+        and isinstance(value, bytes)
+        and bool(_PRINTABLE.fullmatch(value.rstrip(b"\0")))
+    )
+
+
+def _fits(source: DataElement | RawDataElement, size: int, most: int) -> bool:
+    value = source.value
+    if isinstance(value, bytes):
+        if not most and size < 8 and len(value) >= 6 and _PRINTABLE.fullmatch(value):
+            return False
+        return len(value) % size == 0 and (not most or len(value) <= most * size)
+    values = value if isinstance(value, (list, MultiValue)) else [value]
+    numbers = all(isinstance(one, (int, float)) for one in values)
+    return numbers and (not most or len(values) <= most)
+
+
+def _as_it_is(element: Element) -> DataElement | RawDataElement:
+    source = element.source
+    if isinstance(source, RawDataElement):
+        # UN would hide what it is; the bytes are those of the attribute's own VR.
+        return source._replace(VR=element.rule.vr) if source.VR == "UN" else source
+    value = list(source.value) if isinstance(source.value, MultiValue) else source.value
+    made = DataElement(source.tag, source.VR, value, already_converted=True)
+    made.is_undefined_length = source.is_undefined_length
+    return made
