@@ -14,6 +14,7 @@ from tornado.simple_httpclient import SimpleAsyncHTTPClient
 from kakehashi.config import read_secret
 from kakehashi.errors import RefusedError, StoreError
 from kakehashi.secret import Secret
+from kakehashi.store.arrivals_summary import Arrivals
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -173,6 +174,16 @@ class Authority:
     async def receipt(self, session: str) -> dict[str, Any]:
         """Return a session's receipt."""
         return await self._call("GET", f"/v1/sessions/{session}/receipt")
+
+    async def arrivals(self) -> Arrivals | None:
+        """Return the summary of what hospitals sent; None where the store has none yet."""
+        try:
+            answer = await self._call("GET", "/v1/arrivals")
+        except RefusedError as error:
+            if error.code == "not-found":
+                return None
+            raise
+        return Arrivals.parse(json.dumps(answer))
 
     async def audit(self, kind: str, person: str | None, detail: Mapping[str, Any]) -> None:
         """Have the store write what the hub has to record."""

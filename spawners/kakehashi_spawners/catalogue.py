@@ -28,7 +28,10 @@ from kakehashi_spawners.portal import current
 if TYPE_CHECKING:
     from typing import ClassVar
 
-MAX_REQUEST = 1 << 20
+MAX_REQUEST = 256 * 1024
+MAX_ANSWER = 4 << 30
+"""Bytes of an answer; it is handed on as it comes, and never held whole."""
+
 CONNECT_S = 10.0
 ANSWER_S = 300.0
 """Seconds that a whole answer may take, rows of a large cohort included."""
@@ -96,7 +99,7 @@ class CatalogueHandler(QuietHandler):
         )
         self._begun = False
         self.set_header("Cache-Control", "no-store")
-        client = SimpleAsyncHTTPClient(force_instance=True)
+        client = SimpleAsyncHTTPClient(force_instance=True, max_body_size=MAX_ANSWER)
         try:
             response = await client.fetch(request, raise_error=False)
         except (OSError, HttpStatusError) as error:

@@ -27,6 +27,7 @@ from kakehashi import __version__
 from kakehashi.config import Identity
 from kakehashi.unkept import Unkept
 from kakehashi_spawners import i18n
+from kakehashi_spawners.arrivals import ArrivalsHandler
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -206,6 +207,7 @@ def configure_pages(c: Any, config: Config) -> None:
         (r"/kakehashi/language/(en|ja)", LanguageHandler),
         (r"/kakehashi/receipt/([0-9a-f]{32})", ReceiptHandler),
         (r"/kakehashi/logged-out", LoggedOutHandler),
+        (r"/kakehashi/arrivals", ArrivalsHandler),
     ]
 
 

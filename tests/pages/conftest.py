@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -46,12 +49,45 @@ queues = [{ name = "gpu-share" }]
 """
 
 
+class Store:
+    """A store's authority as far as the pages ask it; a test says what it answers.
+
+    ``answer`` is a status and a document, or None: it hangs up without a word.
+    """
+
+    def __init__(self) -> None:
+        self.answer: tuple[int, object] | None = None
+        self.asked: list[tuple[str, str | None]] = []
+        store = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                store.asked.append((self.path, self.headers["Authorization"]))
+                if store.answer is None:
+                    self.close_connection = True
+                    return
+                status, document = store.answer
+                body = json.dumps(document).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
 @dataclass
 class Hub:
     """A running hub; ``log`` is what it wrote so far."""
 
     url: str
     log_path: Path
+    store: Store
 
     def log(self) -> str:
         return self.log_path.read_text(encoding="utf-8", errors="replace")
@@ -82,11 +118,13 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log_path = folder / "hub.log"
+    store = Store()
     environment = {
         **os.environ,
         "PAGES_CONFIG": str(config),
         "PAGES_STATE": str(folder),
         "PAGES_PORT": str(port),
+        "PAGES_STORE": store.url,
     }
     with log_path.open("w") as log:
         process = subprocess.Popen(
@@ -97,7 +135,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
             cwd=folder,
             start_new_session=True,
         )
-    running = Hub(f"http://127.0.0.1:{port}/hub/", log_path)
+    running = Hub(f"http://127.0.0.1:{port}/hub/", log_path, store)
     try:
 
         def up() -> bool:
@@ -113,6 +151,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(10)
+        store.server.shutdown()
+        store.server.server_close()
 
 
 # Not for the whole session: Playwright's loop stays in the thread as long as it is open, and

@@ -1,8 +1,8 @@
 """A JupyterHub with the portal's real pages; log-in, sessions and proxy are stand-ins.
 
 The stand-ins sit at the outermost edge: what a person is called decides what their session does,
-so that each page can be brought up and held. ``PAGES_CONFIG`` names the ``kakehashi.toml`` and
-``PAGES_STATE`` a folder for the hub's own files.
+so that each page can be brought up and held. ``PAGES_CONFIG`` names the ``kakehashi.toml``,
+``PAGES_STATE`` a folder for the hub's own files and ``PAGES_STORE`` the store's address.
 """
 
 import asyncio
@@ -19,7 +19,10 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
 from kakehashi.config import load
-from kakehashi_spawners import i18n
+from kakehashi.secret import Secret
+from kakehashi_spawners import i18n, portal
+from kakehashi_spawners.authority import Authority
+from kakehashi_spawners.configure import OPERATOR_SCOPES
 from kakehashi_spawners.options import OptionsError, from_form
 from kakehashi_spawners.pages import NoProjectError, configure_pages, render_form
 
@@ -303,6 +306,12 @@ c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0.1, "slow_stop_timeout":
 c.ConfigurableHTTPProxy.should_start = False
 c.Authenticator.allow_all = True
 c.Authenticator.admin_users = {"root-of-portal"}
+c.JupyterHub.load_groups = {"operators": {"users": ["operator"]}}
+c.JupyterHub.load_roles = [
+    {"name": "portal-operator", "scopes": OPERATOR_SCOPES, "groups": ["operators"]}
+]
 c.JupyterHub.init_spawners_timeout = 1
 os.chdir(STATE)
+store = Authority(os.environ["PAGES_STORE"], Secret("of-this-hub"), None, timeout_s=5)
+portal.install(portal.Portal(CONFIG, store, {}))
 configure_pages(c, CONFIG)

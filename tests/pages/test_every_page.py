@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from kakehashi_spawners import i18n
 from tests.pages.conftest import Visit
+from tests.pages.summaries import nothing, summary
 
 pytestmark = pytest.mark.browser
 
@@ -171,6 +173,34 @@ def admin(visit: Visit) -> None:
     visit.page.locator("#react-admin-hook table").first.wait_for()
 
 
+def arrivals(visit: Visit) -> None:
+    visit.hub.store.answer = 200, summary(dt.datetime(2026, 11, 20, 3, 0, tzinfo=dt.UTC))
+    visit.log_in("operator")
+    assert visit.go("kakehashi/arrivals") == 200
+    assert "2026" in visit.page.locator("#arrivals time").first.inner_text()
+
+
+def arrivals_none(visit: Visit) -> None:
+    visit.hub.store.answer = 404, {"error": "not-found", "message": "there is none yet"}
+    visit.log_in("operator")
+    assert visit.go("kakehashi/arrivals") == 200
+    visit.page.locator("#arrivals-none").wait_for()
+
+
+def arrivals_no_hospital(visit: Visit) -> None:
+    visit.hub.store.answer = 200, nothing()
+    visit.log_in("operator")
+    assert visit.go("kakehashi/arrivals") == 200
+    visit.page.locator("#arrivals-no-hospital").wait_for()
+
+
+def arrivals_silent(visit: Visit) -> None:
+    visit.hub.store.answer = None
+    visit.log_in("operator")
+    assert visit.go("kakehashi/arrivals") == 503
+    visit.page.locator("#arrivals-silent").wait_for()
+
+
 PAGES: dict[str, Callable[[Visit], None]] = {
     "login": login,
     "logged-out": logged_out,
@@ -199,6 +229,10 @@ PAGES: dict[str, Callable[[Visit], None]] = {
     "error-503": error(503),
     "tokens": tokens,
     "admin": admin,
+    "arrivals": arrivals,
+    "arrivals-none": arrivals_none,
+    "arrivals-no-hospital": arrivals_no_hospital,
+    "arrivals-silent": arrivals_silent,
 }
 
 # Every text that is shown against the nearest background that is not transparent, WCAG 2.1 1.4.3.

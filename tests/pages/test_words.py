@@ -21,6 +21,7 @@ MADE_UP = (
     r"js\.(gpus|hours)-many",
     r"js\.(reason|result|witness)\..*",
     r"js\.step-(done|current|waiting)",
+    r"arrivals\.legend-.*",
 )
 
 

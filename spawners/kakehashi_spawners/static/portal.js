@@ -26,6 +26,8 @@
     date: { dateStyle: "long" },
     time: { hour: "2-digit", minute: "2-digit", hourCycle: "h23" },
     datetime: { dateStyle: "medium", timeStyle: "short", hourCycle: "h23" },
+    monthday: { month: language === "ja" ? "numeric" : "short", day: "numeric" },
+    weekday: { weekday: "short" },
   };
 
   const moment = (iso, format) => {
@@ -41,11 +43,14 @@
     return moment(when.toISOString(), today ? "time" : "datetime");
   };
 
-  for (const time of document.querySelectorAll("time[data-format]")) {
-    const { format } = time.dataset;
-    time.textContent =
-      format === "soon" ? soon(new Date(time.dateTime)) : moment(time.dateTime, format);
-  }
+  const tellTimes = (within) => {
+    for (const time of within.querySelectorAll("time[data-format]")) {
+      const { format } = time.dataset;
+      time.textContent =
+        format === "soon" ? soon(new Date(time.dateTime)) : moment(time.dateTime, format);
+    }
+  };
+  tellTimes(document);
 
   // ---- Talking to the portal.
 
@@ -474,6 +479,44 @@
     });
   };
 
+  // ---- Arrivals: new figures come in the place of the old ones, so that nobody loses theirs.
+
+  const arrivals = () => {
+    const place = byId("arrivals");
+    const stale = byId("arrivals-stale");
+    let freshAt = new Date();
+    let before = "";
+
+    const put = (answer) => {
+      if (answer.innerHTML === before) return;
+      before = answer.innerHTML;
+      const scrolled = [...place.querySelectorAll(".scroll")].map((one) => [one.id, one.scrollLeft]);
+      const focused = place.contains(document.activeElement) ? document.activeElement.id : "";
+      place.replaceChildren(...answer.childNodes);
+      tellTimes(place);
+      for (const [id, left] of scrolled) byId(id)?.scrollTo({ left, behavior: "instant" });
+      if (focused) byId(focused)?.focus({ preventScroll: true });
+    };
+
+    const refresh = async () => {
+      const response = await fetch(location.href, { cache: "no-store" }).catch(() => null);
+      if (response?.redirected || response?.status === 403) {
+        location.reload();
+        return;
+      }
+      const text = response?.ok ? await response.text().catch(() => "") : "";
+      const answer = new DOMParser().parseFromString(text, "text/html").getElementById("arrivals");
+      if (answer) {
+        freshAt = new Date();
+        put(answer);
+      }
+      const said = t("js.stale", { time: moment(freshAt.toISOString(), "time") });
+      if (stale.textContent !== said) stale.textContent = said;
+      stale.hidden = Boolean(answer || byId("arrivals-silent"));
+    };
+    setInterval(refresh, 60000);
+  };
+
   // ---- Tokens.
 
   const token = () => {
@@ -502,5 +545,5 @@
     }
   };
 
-  ({ home, receipt, spawn, pending, token })[page]?.();
+  ({ arrivals, home, receipt, spawn, pending, token })[page]?.();
 }

@@ -20,6 +20,7 @@ from kakehashi.audit import Anchors, Audit, Head
 from kakehashi.audit.canonical import utc
 from kakehashi.errors import RefusedError
 from kakehashi.secret import Secret
+from kakehashi.store.arrivals_summary import Arrivals
 from kakehashi.store.authority import receipt as receipts
 from kakehashi.store.authority import rotation
 from kakehashi.store.authority.book import Book, Session
@@ -121,6 +122,23 @@ class Authority:
                 }
             )
         return answer
+
+    def arrivals(self) -> dict[str, Any]:
+        """Return the summary of what hospitals sent, as JSON can hold it.
+
+        Raises
+        ------
+        RefusedError
+            ``not-found``: none was written yet.
+        StoreError
+            Its file is damaged, or cannot be read.
+        """
+        summary = Arrivals.load(self._layout.arrivals)
+        if summary is None:
+            raise RefusedError(
+                "not-found", "there is no summary of arrivals yet; the store's intake writes it"
+            )
+        return summary.model_dump(mode="json")
 
     def create(self, hub: str, request: SessionRequest) -> dict[str, Any]:
         """Open a session and give its ticket, which is told once and kept nowhere.

@@ -68,6 +68,11 @@ class Layout:
         return self.root / "libexec" / "principals"
 
     @property
+    def service(self) -> Path:
+        """The catalogue service's own records: cohorts, and the texts of reports."""
+        return self.root / "service"
+
+    @property
     def run(self) -> Path:
         """What concerns the running processes only."""
         return self.root / "run"
@@ -86,6 +91,11 @@ class Layout:
     def sshd_position(self) -> Path:
         """How far the authority has read sshd's log."""
         return self.authority / "sshd-log.json"
+
+    @property
+    def arrivals(self) -> Path:
+        """Summary of what hospitals sent; the intake writes it, everybody may read it."""
+        return self.root / "arrivals.json"
 
     def view(self, project: str) -> Path:
         """Chroot of a project's view account."""

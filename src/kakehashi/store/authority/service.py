@@ -238,6 +238,11 @@ class _Audit(_Handler):
         self.answer({"seq": seq})
 
 
+class _Arrivals(_Handler):
+    def get(self) -> None:
+        self.answer(self.authority.arrivals())
+
+
 class _Nowhere(_Handler):
     def prepare(self) -> None:
         super().prepare()
@@ -263,6 +268,7 @@ def application(authority: Authority, layout: Layout, anchoring: _Anchoring) -> 
             (rf"{session}/revoke", _Revoke, parts),
             (rf"{session}/receipt", _Receipt, parts),
             (r"/v1/audit", _Audit, parts),
+            (r"/v1/arrivals", _Arrivals, parts),
         ],
         default_handler_class=_Nowhere,
         default_handler_args=parts,

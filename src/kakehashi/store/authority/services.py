@@ -20,6 +20,7 @@ class Services:
     sshd: int = 0
     authority: int = 0
     guard: int = 0
+    catalogue: int = 0
 
     def pids(self) -> frozenset[int]:
         """Return the pids of those that run."""

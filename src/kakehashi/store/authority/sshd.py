@@ -200,7 +200,7 @@ def _folders(layout: Layout, authority: str) -> None:
     layout.log.mkdir(exist_ok=True)
     # The authority reads sshd's log, by its name; the others are root's.
     _own(layout.log, "root", authority, 0o710)
-    for folder in (layout.authority, layout.keys, layout.hubs, layout.receipts):
+    for folder in (layout.authority, layout.keys, layout.hubs, layout.receipts, layout.service):
         folder.mkdir(exist_ok=True)
         _own(folder, authority, authority, 0o700)
 

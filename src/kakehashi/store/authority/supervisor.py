@@ -1,4 +1,4 @@
-"""``kakehashi store serve``: runs sshd, the authority and the guard, and holds them together.
+"""``kakehashi store serve``: runs sshd, authority, guard and catalogue, and holds them together.
 
 The supervisor is the first process of a pid namespace of its own. When it ends, however it
 ends, the kernel ends everything in that namespace: no connection outlives its guard. It also
@@ -146,7 +146,16 @@ class _Supervisor:
             "authority", [*python, "kakehashi.store.authority.service"], self._account
         )
         self._sshd = _Service("sshd", [sshd, "-D", "-e", "-f", sshd_config], None)
-        self._services = (self._guard, self._authority, self._sshd)
+        self._catalogue = (
+            None
+            if self._store.catalogue_port is None
+            else _Service("catalogue", [*python, "kakehashi.store.service"], self._account)
+        )
+        self._services = tuple(
+            service
+            for service in (self._guard, self._authority, self._sshd, self._catalogue)
+            if service is not None
+        )
         self._sshd_log = LogWriter(self._layout.sshd_log, find_account(self._account).pw_gid)
         self._shown = self._host_certificate()
         self._guard_ok = time.monotonic()
@@ -213,9 +222,10 @@ class _Supervisor:
             _warn(f"the configuration is kept as it was: {error}")
             return
         self._config = config
-        # Projects and sites concern the authority alone; connections go on.
-        if self._authority.process:
-            self._authority.process.terminate()
+        # Projects and sites concern these alone; connections go on.
+        for service in (self._authority, self._catalogue):
+            if service is not None and service.process:
+                service.process.terminate()
 
     # Services
 
@@ -280,7 +290,7 @@ class _Supervisor:
                     service.ready = True
                 case [b"kill", pid, start_time] if service is self._guard:
                     self._close(int(pid), int(start_time))
-                case [b"ready"] if service is self._authority:
+                case [b"ready"] if service is self._authority or service is self._catalogue:
                     service.ready = True
                 case _:
                     _warn(f"{service.name} said something that is not understood")
@@ -321,6 +331,7 @@ class _Supervisor:
             supervisor=os.getpid(),
             sshd=self._sshd.pid,
             authority=self._authority.pid,
+            catalogue=self._catalogue.pid if self._catalogue else 0,
             guard=self._guard.pid,
         ).write(self._layout.run)
 
