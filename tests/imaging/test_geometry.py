@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kakehashi.errors import PackError
-from kakehashi.imaging.geometry import grid_of_planes, orientation_of, to_patient, to_voxel
+from kakehashi.imaging.geometry import (
+    axial_angle,
+    grid_of_planes,
+    orientation_of,
+    places_of,
+    slice_distance,
+    to_patient,
+    to_voxel,
+)
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 lengths = st.floats(0.1, 20, allow_nan=False)
@@ -158,3 +166,47 @@ def test_orientation_is_named(orientation, name):
     normal = np.cross(orientation[:3], orientation[3:])
     planes = stack([0, 1], orientation) | {"positions": [(0, 0, 0), tuple(normal)]}
     assert orientation_of(grid_of_planes(**planes).affine_lps) == name
+
+
+@pytest.mark.parametrize(
+    ("places", "reason"),
+    [
+        (
+            [0, 5, 10, 20, 25],
+            (
+                r"gap: 10\.000 mm between slices 3 and 4 of 5 \(at 10\.0 and 20\.0 mm along the "
+                r"normal\), where 5\.000 mm are usual: 1 slice is missing$"
+            ),
+        ),
+        ([0, 5, 10, 25, 30, 40, 45], "10.0 and 25.0 mm.*30.0 and 40.0 mm.*: 3 slices are missing$"),
+        ([0, 5, 10, 18, 23], "gap: 8.000 mm .* the steps are irregular"),
+        ([0, 5, 10, 12, 17], "gap: 2.000 mm .* the steps are irregular"),
+        (
+            [n + (n // 2) for n in range(0, 60, 2)] + [n * 1.0 for n in range(90, 150)],
+            "gap: 3.000 mm .*; 3.000 mm .*, and .* more, where 1.000 mm",
+        ),
+        ([0, 5, 5.005, 10, 10.001, 10.002], r"4 of 6 slices|3 of 6 slices .* at 5\.0, 10\.0 mm"),
+    ],
+)
+def test_a_gap_is_told_with_positions_and_what_is_missing(places, reason):
+    with pytest.raises(PackError, match=reason):
+        grid_of_planes(**stack(places))
+
+
+def test_places_are_numbered_along_the_normal_and_rounding_makes_no_new_one():
+    positions = [(0, 0, z) for z in (10, 0, 5.004, 5, 9.999, 20)]
+    assert places_of(positions, AXIAL).tolist() == [2, 0, 1, 1, 2, 3]
+    assert places_of(positions, (0, 1, 0, 1, 0, 0)).tolist() == [1, 3, 2, 2, 1, 0]
+    with pytest.raises(PackError, match="right angle"):
+        places_of(positions, (1, 0, 0, 1, 0, 0))
+
+
+@given(volumes(sheared=True))
+def test_distance_of_slices_is_measured_along_their_normal(volume):
+    grid = grid_of_planes(volume["positions"], volume["orientations"], volume["spacings"], None)
+    turn = volume["orientations"][0]
+    normal = np.cross(turn[:3], turn[3:])
+    expected = abs(float(volume["step"] @ normal) / float(np.linalg.norm(normal)))
+    assert slice_distance(grid.affine_lps) == pytest.approx(expected, abs=1e-4)
+    angle = math.degrees(math.acos(min(1, abs(normal[2]) / np.linalg.norm(normal))))
+    assert axial_angle(grid.affine_lps) == pytest.approx(angle, abs=1e-3)

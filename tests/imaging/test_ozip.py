@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import pickle
 import struct
 import zipfile
@@ -201,7 +202,9 @@ def test_a_zip_that_is_no_pack_is_refused(array_file):
         (b"{", "broken"),
         (b"[]", "broken"),
         (b'{"attributes": {"kakehashi": {}}}', "broken"),
-        (b'{"attributes": {"kakehashi": {"pack": 2}}}', "format version 2"),
+        (b'{"attributes": {"kakehashi": {"pack": 2}}}', "broken"),
+        (b'{"attributes": {"kakehashi": {"pack": 3}}}', "format version 3"),
+        (b'{"attributes": {"kakehashi": {"pack": [1]}}}', "format version"),
         (
             b"""{"attributes": {"kakehashi": {"pack": 1, "affine_lps": [[1]],
             "spacing_mm": [1, 1, 1], "rescale": {"slope": 1, "intercept": 0, "unit": ""}}}}""",
@@ -217,3 +220,34 @@ def test_a_pack_with_a_wrong_description_is_refused(document, reason):
 def test_a_missing_file_is_a_clear_error(tmp_path):
     with pytest.raises(StoreError, match="cannot be opened"):
         FileReader(tmp_path / "none.ozx")
+
+
+GRID = {
+    "affine_lps": np.eye(4).tolist(),
+    "spacing_mm": [1, 1, 1],
+    "rescale": {"slope": 1, "intercept": 0, "unit": ""},
+    "instances": [],
+}
+
+
+@pytest.mark.parametrize(
+    "second", [7, None, "text", [], GRID | {"rescale": {}}, GRID | {"affine_lps": [[1]]}]
+)
+def test_a_volume_with_a_wrong_description_is_refused(second):
+    meta = {"pack": 2, "series": "1", "modality": "MR", "volumes": 2, **GRID}
+    document = {"attributes": {"kakehashi": meta | {"grids": [GRID, second]}}}
+    raw = make_zip({"zarr.json": json.dumps(document).encode()})
+    with pytest.raises(StoreError, match="broken"):
+        open_pack(MemoryReader(raw)).volume(1)
+    document["attributes"]["kakehashi"]["grids"][1] = GRID
+    raw = make_zip({"zarr.json": json.dumps(document).encode()})
+    assert open_pack(MemoryReader(raw)).volume(1).label == ()
+
+
+def test_a_pack_that_lists_other_volumes_than_it_counts_is_refused():
+    meta = {"pack": 2, "series": "1", "modality": "MR", **GRID, "grids": [GRID]}
+    for count in (2, 0, None):
+        document = {"attributes": {"kakehashi": meta | {"volumes": count}}}
+        raw = make_zip({"zarr.json": json.dumps(document).encode()})
+        with pytest.raises(StoreError, match="broken"):
+            open_pack(MemoryReader(raw))

@@ -19,6 +19,7 @@ import pytest
 from kakehashi.config import CohortQuery, Config
 from kakehashi.errors import StoreError
 from kakehashi.store.catalogue import Catalogue, Cohort, Kept, Series
+from kakehashi.store.permission import scope
 
 from .conftest import DATA, StoreUnderTest, settings
 
@@ -57,6 +58,9 @@ ROW = Series(
     size=5_000_000_000,
     blocks="a" * 64,
     added_at="2026-01-01T00:00:00Z",
+)
+PROJECT = (
+    Config.model_validate(settings(Path("/nowhere"))).projects[0].model_copy(update={"tier": 3})
 )
 KEPT = Kept(
     sha256="b" * 64,
@@ -175,7 +179,8 @@ def test_a_cohort_is_what_its_conditions_say(catalogue):
         catalogue.add_series(row)
 
     def select(**conditions: set[str]) -> list[str]:
-        return [r.series_uid for r in catalogue.select_cohort(CohortQuery(**conditions))]
+        asked = scope(PROJECT.model_copy(update={"cohort": CohortQuery(**conditions)}))
+        return [r.series_uid for r in catalogue.select(asked)]
 
     assert select() == ["1.0", "1.1", "1.2", "1.3"]
     assert select(modality={"CT", "PT"}) == ["1.0", "1.1", "1.3"]

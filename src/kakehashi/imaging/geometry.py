@@ -39,11 +39,14 @@ slice doubles one step, which the tolerance above would spread thin over a long 
 EVEN_TOLERANCE_MM = 0.01
 """Deviation from the even grid above which a volume is flagged ``uneven-spacing``."""
 
-SAME_POSITION_MM = 1e-3
+SAME_POSITION_MM = 0.01
 """Two slices nearer than this along the normal are at the same position."""
 
 TILT_TOLERANCE = 1e-3
 """Sine of the angle between slice step and normal above which the grid is ``tilted``."""
+
+_NAMED = 4
+"""How many positions an error names."""
 
 MAIN_AXIS = 0.9
 """Least cosine between normal and body axis for axial, coronal or sagittal, else oblique."""
@@ -124,7 +127,7 @@ def grid_of_planes(
         step = normal * thickness
         flags.append("single-slice")
     else:
-        _check_steps(np.diff(depth))
+        _check_steps(depth)
         step = (where[-1] - where[0]) / (count - 1)
         even = where[0] + np.arange(count)[:, None] * step
         off = np.linalg.norm(where - even, axis=1)
@@ -187,21 +190,68 @@ def _check_spacings(spacings: NDArray[np.float64]) -> None:
         )
 
 
-def _check_steps(steps: NDArray[np.float64]) -> None:
-    same = int((steps < SAME_POSITION_MM).sum())
-    if same:
+def _check_steps(depth: NDArray[np.float64]) -> None:
+    steps = np.diff(depth)
+    same = steps < SAME_POSITION_MM
+    if same.any():
         raise PackError(
-            f"several volumes or repeated slices: {same} of {len(steps) + 1} slices are at the "
-            "position of another one"
+            f"several volumes or repeated slices: {same.sum()} of {len(depth)} slices are at the "
+            f"position of another one, at {_listed(depth[1:][same])} along the normal"
         )
     usual = float(np.median(steps))
-    worst = int(np.abs(steps - usual).argmax())
-    if abs(steps[worst] - usual) > STEP_TOLERANCE * usual:
-        raise PackError(
-            f"gap: {steps[worst]:.3f} mm between slices {worst + 1} and {worst + 2} of "
-            f"{len(steps) + 1}, where {usual:.3f} mm are usual; slices are missing or do not "
-            "belong together"
-        )
+    off = np.flatnonzero(np.abs(steps - usual) > STEP_TOLERANCE * usual)
+    if not len(off):
+        return
+    gaps = "; ".join(
+        f"{steps[k]:.3f} mm between slices {k + 1} and {k + 2} of {len(depth)} "
+        f"(at {depth[k]:.1f} and {depth[k + 1]:.1f} mm along the normal)"
+        for k in off[:_NAMED]
+    )
+    more = f", and {len(off) - _NAMED} more" if len(off) > _NAMED else ""
+    wide = steps[off] / usual
+    whole = np.abs(wide - np.rint(wide)) <= STEP_TOLERANCE
+    if whole.all() and (wide > 1).all():
+        missing = int(np.rint(wide).sum()) - len(off)
+        cause = "1 slice is missing" if missing == 1 else f"{missing} slices are missing"
+    else:
+        cause = "the steps are irregular; slices are missing or do not belong together"
+    raise PackError(f"gap: {gaps}{more}, where {usual:.3f} mm are usual: {cause}")
+
+
+def _listed(places: NDArray[np.float64]) -> str:
+    """Name places, each once, and not too many of them."""
+    once = list(dict.fromkeys(f"{place:.1f}" for place in places))
+    more = f" and {len(once) - _NAMED} more" if len(once) > _NAMED else ""
+    return f"{', '.join(once[:_NAMED])} mm{more}"
+
+
+def places_of(positions: ArrayLike, orientation: ArrayLike) -> NDArray[np.intp]:
+    """Give parallel planes the number of their place along the normal.
+
+    Parameters
+    ----------
+    positions : array_like, shape (n, 3)
+        Image Position (Patient), mm.
+    orientation : array_like, shape (6,)
+        Image Orientation (Patient) of all of them.
+
+    Returns
+    -------
+    ndarray of int, shape (n,)
+        Equal for planes that are nearer than `SAME_POSITION_MM` to their neighbour; from 0 on
+        along the normal.
+
+    Raises
+    ------
+    PackError
+        The orientation is none.
+    """
+    *_, normal = _directions(np.asarray(orientation, dtype=np.float64).reshape(1, 6))
+    depth = np.asarray(positions, dtype=np.float64).reshape(-1, 3) @ normal
+    order = np.argsort(depth, kind="stable")
+    places = np.empty(len(depth), dtype=np.intp)
+    places[order] = np.cumsum(np.diff(depth[order], prepend=depth[order][:1]) >= SAME_POSITION_MM)
+    return places
 
 
 def orientation_of(affine_lps: NDArray[np.float64]) -> str:
@@ -223,6 +273,31 @@ def orientation_of(affine_lps: NDArray[np.float64]) -> str:
     if cosines[axis] < MAIN_AXIS:
         return "oblique"
     return ("sagittal", "coronal", "axial")[axis]
+
+
+def axial_angle(affine_lps: NDArray[np.float64]) -> float:
+    """Return the angle between the slices' normal and the body's long axis, degrees, 0 to 90.
+
+    Parameters
+    ----------
+    affine_lps : ndarray, shape (4, 4)
+    """
+    normal = np.cross(affine_lps[:3, 0], affine_lps[:3, 1])
+    cosine = abs(float(normal[2])) / float(np.linalg.norm(normal))
+    return float(np.degrees(np.arccos(min(1.0, cosine))))
+
+
+def slice_distance(affine_lps: NDArray[np.float64]) -> float:
+    """Return the distance of two neighbouring slices along their normal, mm.
+
+    It is less than the step from one to the next where the gantry was tilted.
+
+    Parameters
+    ----------
+    affine_lps : ndarray, shape (4, 4)
+    """
+    normal = np.cross(affine_lps[:3, 0], affine_lps[:3, 1])
+    return abs(float(normal @ affine_lps[:3, 2])) / float(np.linalg.norm(normal))
 
 
 def to_patient(affine_lps: NDArray[np.float64], indices: ArrayLike) -> NDArray[np.float64]:

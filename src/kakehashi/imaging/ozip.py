@@ -19,7 +19,7 @@ import threading
 import zipfile
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import numcodecs  # type: ignore[import-untyped] # has no type information
 import numpy as np
@@ -36,13 +36,17 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from kakehashi.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
     from pathlib import Path
 
     import pydicom
     from numpy.typing import DTypeLike, NDArray
 
+_Item = TypeVar("_Item")
+
 PACK_VERSION = 1
+VOLUMES_VERSION = 2
+"""Format of a pack with several volumes; one with a single volume is of `PACK_VERSION`."""
 LEVELS = 3
 HEADERS_MEMBER = "dicom/headers.json.zst"
 PREAMBLE_MEMBER = "dicom/preamble"
@@ -54,6 +58,11 @@ _LOCAL_MAGIC = b"PK\x03\x04"
 # link, so that no more blocks are fetched than needed.
 _TAIL_LEAST = 80 * 1024
 _BLOCK = 131072
+
+
+def volume_path(index: int) -> str:
+    """Return the folder of a volume in a pack, with a slash at its end; the first's is the root."""
+    return f"volumes/{index}/" if index else ""
 
 
 class ByteReader(Protocol):
@@ -389,6 +398,8 @@ class Rescale:
 class Pack:
     """One packed series, opened for reading.
 
+    Pixels and geometry are those of its first volume; :meth:`volume` gives each of them.
+
     Attributes
     ----------
     meta : dict
@@ -400,28 +411,72 @@ class Pack:
     rescale : Rescale
     """
 
-    def __init__(self, store: ZipStore) -> None:
+    def __init__(self, store: ZipStore, meta: dict[str, Any] | None = None, path: str = "") -> None:
         self._store = store
+        self._path = path
+        self._whole = meta is None
         self._lock = threading.Lock()
         try:
-            root = json.loads(store.member("zarr.json"))
-            self.meta: dict[str, Any] = root["attributes"]["kakehashi"]
+            if meta is None:
+                meta = json.loads(store.member("zarr.json"))["attributes"]["kakehashi"]
+            self.meta: dict[str, Any] = meta
             version = self.meta["pack"]
-            if version == PACK_VERSION:
+            if version in (PACK_VERSION, VOLUMES_VERSION):
                 self.affine_lps = np.asarray(self.meta["affine_lps"], dtype=np.float64)
                 self.affine_lps.reshape(4, 4)
                 z, y, x = self.meta["spacing_mm"]
                 self.rescale = Rescale.from_meta(self.meta["rescale"])
+                self._grids = _grids_of(self.meta)
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"not a packed series: its description is broken ({error})") from error
-        if version != PACK_VERSION:
+        if version not in (PACK_VERSION, VOLUMES_VERSION):
             raise StoreError(
-                f"the pack has format version {version!r}, this software reads {PACK_VERSION}; "
-                "use the software version that the store runs"
+                f"the pack has format version {version!r}, this software reads {PACK_VERSION} and "
+                f"{VOLUMES_VERSION}; use the software version that the store runs"
             )
         self.affine_lps.flags.writeable = False
         self.spacing_mm = (float(z), float(y), float(x))
         self._levels: dict[int, zarr.Array[Any]] = {}
+
+    @property
+    def volumes(self) -> int:
+        """Number of volumes, at least 1."""
+        return len(self._grids) or 1
+
+    def volume(self, index: int) -> Pack:
+        """Return one volume by itself.
+
+        Parameters
+        ----------
+        index : int
+            From 0; volumes are ordered by what tells them apart.
+
+        Returns
+        -------
+        Pack
+            Its ``instances`` and headers are those of this volume alone.
+
+        Raises
+        ------
+        StoreError
+            There is no such volume, or its description is broken.
+        """
+        if not 0 <= index < self.volumes:
+            raise StoreError(f"volume {index} asked for; the pack has {self.volumes}")
+        if not self._grids:
+            return self
+        own = ("affine_lps", "spacing_mm", "rescale", "instances")
+        meta = {key: value for key, value in self.meta.items() if key not in (*own, "grids")}
+        meta |= {**self._grids[index], "volumes": 1}
+        return Pack(self._store, meta, volume_path(index))
+
+    @property
+    def label(self) -> tuple[dict[str, Any], ...]:
+        """What tells this volume from the others: ``{"by": "b-value", "value": 1000.0}``.
+
+        More than one where it takes several attributes; none in a series of one volume.
+        """
+        return tuple((self._grids[0] if self._grids else self.meta).get("label", ()))
 
     @property
     def series(self) -> str:
@@ -440,7 +495,10 @@ class Pack:
 
     @property
     def instances(self) -> tuple[str, ...]:
-        """SOPInstanceUIDs in the order of the slices (one for a multi-frame image)."""
+        """SOPInstanceUIDs in the order of the slices (one for a multi-frame image).
+
+        Of a series with several volumes all, one volume after the other; each once.
+        """
         return tuple(self.meta["instances"])
 
     @property
@@ -472,7 +530,9 @@ class Pack:
             raise StoreError(f"level {level} asked for; a pack has levels 0 to {LEVELS - 1}")
         with self._lock:
             if level not in self._levels:
-                array = zarr.open_array(self._store, path=str(level), mode="r", zarr_format=3)
+                array = zarr.open_array(
+                    self._store, path=f"{self._path}{level}", mode="r", zarr_format=3
+                )
                 if array.ndim != 3:
                     raise StoreError(f"level {level} has {array.ndim} axes; a volume has 3")
                 self._levels[level] = array
@@ -533,7 +593,7 @@ class Pack:
         return out
 
     def headers(self) -> list[pydicom.Dataset]:
-        """Return every instance's attributes, all but the pixel data, in slice order.
+        """Return every instance's attributes, all but the pixel data, in the instances' order.
 
         They are parsed from the original bytes, so that private tags, encodings and the
         file meta information are those that were received.
@@ -543,7 +603,7 @@ class Pack:
         return [pydicom.dcmread(io.BytesIO(raw)) for _, raw in self.original_headers()]
 
     def original_headers(self) -> list[tuple[dict[str, Any], bytes]]:
-        """Return, per instance in slice order, what is known of the file, and its bytes.
+        """Return, per instance in their order, what is known of the file, and its bytes.
 
         The bytes are the DICOM file as received with the element Pixel Data cut out. The
         dictionary has ``sop``, ``sha256`` and ``size`` of the file as received, ``at``
@@ -559,12 +619,30 @@ class Pack:
                 position += entry["kept"]
         except (struct.error, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"the pack's DICOM headers are broken: {error}") from error
-        return result
+        return self._own(result, lambda item: item[0]["sop"])
 
     def json_headers(self) -> list[dict[str, Any]]:
         """Return every instance's attributes in the DICOM JSON model (PS3.18 annex F)."""
         blob = numcodecs.Zstd().decode(self._store.member(HEADERS_MEMBER))
-        return list(json.loads(bytes(blob)))
+        return self._own(json.loads(bytes(blob)), lambda item: item["00080018"]["Value"][0])
+
+    def _own(self, items: list[_Item], sop: Callable[[_Item], str]) -> list[_Item]:
+        """Choose, from those of the series, what belongs to this volume's instances."""
+        if self._whole:
+            return items
+        by_sop = {sop(item): item for item in items}
+        try:
+            return [by_sop[uid] for uid in self.instances]
+        except KeyError as error:
+            raise StoreError(f"the pack has no DICOM header of instance {error}") from error
+
+
+def _grids_of(meta: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the descriptions of all volumes where there are several, as many as are counted."""
+    grids = list(meta.get("grids", ()))
+    if meta["pack"] == VOLUMES_VERSION and meta["volumes"] != (len(grids) or 1):
+        raise ValueError(f"{meta['volumes']} volumes, {len(grids)} described")
+    return [dict(grid) for grid in grids]
 
 
 def _stored(array: zarr.Array[Any], selection: int | slice) -> NDArray[Any]:

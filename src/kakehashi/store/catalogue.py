@@ -10,20 +10,21 @@ import datetime as dt
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.schema import CreateColumn
 
 from kakehashi.errors import StoreError
-from kakehashi.store.layout import Layout
+from kakehashi.store.layout import Layout, give_to_group
 from kakehashi.store.query import Query, matches
 from kakehashi.store.sql import narrowing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from kakehashi.config import CohortQuery, StoreHost
+    from kakehashi.config import StoreHost
 
 _METADATA = sa.MetaData()
 _UID = sa.String(64)
@@ -107,6 +108,10 @@ _COHORTS = sa.Table(
 )
 
 
+TOMBSTONE = "withdrawn"
+"""What stands in a frozen cohort where a series was."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeriesFacts:
     """What a packed series is, from its DICOM attributes and its grid.
@@ -136,7 +141,9 @@ class SeriesFacts:
     age : float or None
         Years.
     flags : tuple of str
-        ``tilted``, ``uneven-spacing``, ``single-slice``, ``lossy``.
+        ``tilted``, ``uneven-spacing``, ``single-slice``, ``spaced-slices``,
+        ``overlapping-slices`` (distance against Slice Thickness), ``repeated-volume``, ``lossy``,
+        ``synthetic``.
     """
 
     series_uid: str
@@ -248,7 +255,7 @@ class Cohort:
     sha256 : str
         Over the list of (series, blocks).
     series : tuple of str
-        SeriesInstanceUIDs, sorted.
+        SeriesInstanceUIDs, sorted; a `TOMBSTONE` in the place of each that was withdrawn.
     """
 
     project: str
@@ -277,15 +284,24 @@ class Catalogue:
         The database cannot be reached or used; so do all methods.
     """
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, engine: sa.Engine, *, reading: bool = False) -> None:
         self._engine = engine
+        if reading:
+            return
         with self._begin() as connection:
             _METADATA.create_all(connection)
             _add_missing_columns(connection)
 
     @classmethod
-    def open(cls, store: StoreHost) -> Self:
-        """Open the catalogue of a configured store."""
+    def open(cls, store: StoreHost, *, reading: bool = False) -> Self:
+        """Open the catalogue of a configured store.
+
+        Parameters
+        ----------
+        store : StoreHost
+        reading : bool
+            For an account that may only read it.
+        """
         if store.database is not None:
             try:
                 engine = sa.create_engine(store.database, hide_parameters=True)
@@ -295,13 +311,18 @@ class Catalogue:
                     f"store.database cannot be used ({type(error).__name__}); expected an "
                     "SQLAlchemy URL whose driver is installed"
                 ) from None
-            return cls(engine)
+            return cls(engine, reading=reading)
         path = Layout(store.root).catalogue
         if not path.parent.is_dir():
             raise StoreError(f"{path.parent} is not there; make it with `kakehashi store init`")
-        path.touch(mode=0o640)  # names of patients' studies are not for everyone on the store
-        url = sa.URL.create("sqlite", database=str(path))
-        return cls(sa.create_engine(url, connect_args={"timeout": 30}, hide_parameters=True))
+        if not reading:
+            path.touch(mode=0o640)  # names of patients' studies are not for everyone here
+            give_to_group(path, f"{store.account_prefix}view")
+        query = {"mode": "ro" if reading else "rw", "uri": "true"}
+        url = sa.URL.create("sqlite", database=f"file:{quote(str(path))}", query=query)
+        engine = sa.create_engine(url, connect_args={"timeout": 30}, hide_parameters=True)
+        sa.event.listen(engine, "connect", _overwrite_what_is_deleted)
+        return cls(engine, reading=reading)
 
     def close(self) -> None:
         """Close all connections."""
@@ -334,21 +355,29 @@ class Catalogue:
             query = query.where(_SERIES.c.study_uid == study)
         return self._select(query)
 
-    def select_cohort(self, query: CohortQuery) -> list[Series]:
-        """Return the series that a project's query gives, sorted by UID."""
-        columns = {
-            _SERIES.c.modality: query.modality,
-            _SERIES.c.body_part: query.body_part,
-            _SERIES.c.manufacturer: query.manufacturer,
-            _SERIES.c.series_uid: query.series,
-        }
-        conditions = [column.in_(sorted(values)) for column, values in columns.items() if values]
-        return self._select(sa.select(_SERIES).where(*conditions))
-
     def select(self, query: Query) -> list[Series]:
         """Return the series that meet a query, sorted by UID, but those of who withdrew."""
         rows = self._select(sa.select(_SERIES).where(narrowing(query, _SERIES), _STAYS))
         return [row for row in rows if matches(query, row)]
+
+    def count(self) -> int:
+        """Return how many series there are, but those of who withdrew."""
+        with self._begin() as connection:
+            found = connection.scalar(sa.select(sa.func.count()).select_from(_SERIES).where(_STAYS))
+        return int(found or 0)
+
+    def batches(self, size: int) -> Iterator[list[Series]]:
+        """Yield all series, but those of who withdrew, some at a time."""
+        uid = _SERIES.c.series_uid
+        last = ""
+        while True:
+            query = sa.select(uid).where(_STAYS, uid > last).order_by(uid).limit(size)
+            with self._begin() as connection:
+                uids = list(connection.scalars(query))
+            if not uids:
+                return
+            yield self._select(sa.select(_SERIES).where(_STAYS, uid.in_(uids)))
+            last = uids[-1]
 
     def withdraw(self, patient_id: str, by: str, reason: str) -> None:
         """Note that a person withdrew: from now on no cohort has a series of them.
@@ -374,16 +403,30 @@ class Catalogue:
             sa.or_(_KEPT.c.patient_id == patient_id, _KEPT.c.study_uid.in_(studies))
         )
 
-    def drop_series(self, series_uids: Iterable[str]) -> None:
-        """Forget series; their packs are gone."""
+    def forget(self, series_uids: Iterable[str], kept: Iterable[str]) -> None:
+        """Forget series and kept objects, whose files are gone, all at once.
+
+        In frozen cohorts a tombstone takes the place of each series; their hashes stay.
+        """
+        gone = set(series_uids)
+        holding = [one for one in self.cohort_history() if not gone.isdisjoint(one.series)]
         with self._begin() as connection:
-            for series in sorted(set(series_uids)):
+            for cohort in holding:
+                left = [TOMBSTONE if uid in gone else uid for uid in cohort.series]
+                same = _COHORTS.c.project == cohort.project, _COHORTS.c.version == cohort.version
+                connection.execute(sa.update(_COHORTS).where(*same).values(series=left))
+            for series in sorted(gone):
                 connection.execute(sa.delete(_SERIES).where(_SERIES.c.series_uid == series))
+            for sha256 in sorted(set(kept)):
+                connection.execute(sa.delete(_REFERENCES).where(_REFERENCES.c.sha256 == sha256))
+                connection.execute(sa.delete(_KEPT).where(_KEPT.c.sha256 == sha256))
 
     def _select(self, query: sa.Select[Any]) -> list[Series]:
         with self._begin() as connection:
-            found = connection.execute(query.order_by(_SERIES.c.series_uid)).mappings().all()
-        return [Series(**(dict(row) | {"flags": tuple(row["flags"])})) for row in found]
+            found = connection.execute(query).mappings().all()
+        rows = [Series(**(dict(row) | {"flags": tuple(row["flags"])})) for row in found]
+        # Not by the database: PostgreSQL may have another order, and lists are hashed.
+        return sorted(rows, key=lambda row: row.series_uid)
 
     def add_kept(self, row: Kept) -> None:
         """Add a kept object, or give one that is there already a new reason."""
@@ -458,6 +501,17 @@ class Catalogue:
             return None
         return Cohort(**(dict(row) | {"series": tuple(row["series"])}))
 
+    def cohort_history(self) -> Iterator[Cohort]:
+        """Yield all frozen cohorts of all projects, by project and version."""
+        keys = [_COHORTS.c.project, _COHORTS.c.version]
+        with self._begin() as connection:
+            known = connection.execute(sa.select(*keys).order_by(*keys)).all()
+        for project, version in known:
+            same = (_COHORTS.c.project == project) & (_COHORTS.c.version == version)
+            with self._begin() as connection:
+                row = connection.execute(sa.select(_COHORTS).where(same)).mappings().one()
+            yield Cohort(**(dict(row) | {"series": tuple(row["series"])}))
+
     def add_cohort(self, cohort: Cohort) -> None:
         """Record a new version of a project's cohort."""
         values = dataclasses.asdict(cohort) | {"series": list(cohort.series)}
@@ -473,6 +527,11 @@ def _add_missing_columns(connection: sa.Connection) -> None:
             if column.name not in there:
                 definition = CreateColumn(column).compile(dialect=connection.dialect)
                 connection.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {definition}"))
+
+
+def _overwrite_what_is_deleted(connection: Any, _record: object) -> None:
+    # Who withdrew must be gone from the file too, not only from the tables.
+    connection.execute("PRAGMA secure_delete = ON")
 
 
 def _explain(error: SQLAlchemyError) -> StoreError:

@@ -7,14 +7,22 @@ import re
 import unicodedata
 from typing import TYPE_CHECKING
 
-from kakehashi.imaging.geometry import Grid, orientation_of
+from kakehashi.imaging.geometry import Grid, axial_angle, orientation_of, slice_distance
 from kakehashi.store.catalogue import SeriesFacts
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     import pydicom
 
 USABLE_SLICES = 32
 """Slices across the body's axis from which a volume counts as usable in 3D."""
+
+USABLE_DEGREES = 30.0
+"""How far their normal may be from the body's axis: as far as a CT's gantry tilts."""
+
+THICKNESS_TOLERANCE = 0.1
+"""By which part of it the thickness may differ from the distance of slices: senders round it."""
 
 # Makers have changed their names, and each is spelled in several ways: what begins with the
 # left is the right. The CT of Toshiba is Canon's since 2018, that of Hitachi Fujifilm's since 2021;
@@ -23,6 +31,7 @@ _VENDORS = {
     "CANON": "CANON",
     "FUJI": "FUJIFILM",
     "GE": "GE",
+    "GEMS": "GE",
     "HITACHI": "HITACHI",
     "PHILIPS": "PHILIPS",
     "SIEMENS": "SIEMENS",
@@ -30,29 +39,41 @@ _VENDORS = {
     "TOSHIBA": "TOSHIBA",
     "UNITED IMAGING": "UNITED IMAGING",
     "UIH": "UNITED IMAGING",
+    "キヤノン": "CANON",
+    "富士": "FUJIFILM",
+    "島津": "SHIMADZU",
+    "日立": "HITACHI",
+    "東芝": "TOSHIBA",
 }
 _AGE = re.compile(r"(\d{3})([DWMY])")
 _YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
 
 
-def describe(first: pydicom.Dataset, grid: Grid, slices: int) -> SeriesFacts:
+def describe(first: pydicom.Dataset, grids: Sequence[Grid]) -> SeriesFacts:
     """Return what the catalogue says about a series.
 
     Parameters
     ----------
     first : pydicom.Dataset
         The instance of the first slice.
-    grid : Grid
-    slices : int
+    grids : sequence of Grid
+        One a volume.
 
     Returns
     -------
     SeriesFacts
-        What an image does not say, or says in a form that DICOM does not allow, is None.
+        Size, spacing and orientation are those of the first volume. What an image does not say,
+        or says in a form that DICOM does not allow, is None.
     """
-    lossy = _text(first, "LossyImageCompression") == "01"
+    grid = grids[0]
     z, y, x = grid.spacing_mm
-    orientation = orientation_of(grid.affine_lps)
+    thickness = _number(_text(first, "SliceThickness"))
+    flags = {
+        **dict.fromkeys(flag for grid in grids for flag in grid.flags),
+        **dict.fromkeys(_steps(grid, thickness)),
+        **({"lossy": None} if _text(first, "LossyImageCompression") == "01" else {}),
+        **({"synthetic": None} if _text(first, "SyntheticData") == "YES" else {}),
+    }
     return SeriesFacts(
         series_uid=str(first.SeriesInstanceUID),
         study_uid=str(first.StudyInstanceUID),
@@ -67,14 +88,14 @@ def describe(first: pydicom.Dataset, grid: Grid, slices: int) -> SeriesFacts:
         study_date=_date(_text(first, "StudyDate")),
         rows=int(first.Rows),
         columns=int(first.Columns),
-        slices=slices,
-        volumes=1,
-        usable_3d=orientation == "axial" and slices >= USABLE_SLICES,
+        slices=sum(len(grid.order) for grid in grids),
+        volumes=len(grids),
+        usable_3d=any(usable_in_3d(_text(first, "Modality"), grid) for grid in grids),
         spacing_z=z,
         spacing_y=y,
         spacing_x=x,
-        thickness=_number(_text(first, "SliceThickness")),
-        orientation=orientation,
+        thickness=thickness,
+        orientation=orientation_of(grid.affine_lps),
         kvp=_number(_text(first, "KVP")),
         exposure=_exposure(first),
         contrast=bool(
@@ -83,8 +104,32 @@ def describe(first: pydicom.Dataset, grid: Grid, slices: int) -> SeriesFacts:
         sex=_text(first, "PatientSex"),
         age=_age(_text(first, "PatientAge")),
         transfer_syntax=str(first.file_meta.TransferSyntaxUID),
-        flags=(*grid.flags, *(("lossy",) if lossy else ())),
+        flags=tuple(flags),
     )
+
+
+def usable_in_3d(modality: str | None, grid: Grid) -> bool:
+    """Say whether a volume is usable in 3D, by the rule of the federated study.
+
+    That is a CT, MR or PET volume on a regular grid with at least 32 slices across the body's
+    axis. A tilted gantry does no harm, as the affine has the tilt. Localizers are never packed.
+    """
+    return (
+        modality in {"CT", "MR", "PT"}
+        and len(grid.order) >= USABLE_SLICES
+        and axial_angle(grid.affine_lps) <= USABLE_DEGREES
+    )
+
+
+def _steps(grid: Grid, thickness: float | None) -> Iterator[str]:
+    """Yield the flags of slices that leave something out between them, or overlap."""
+    if not thickness or len(grid.order) == 1:
+        return
+    share = slice_distance(grid.affine_lps) / thickness
+    if share > 1 + THICKNESS_TOLERANCE:
+        yield "spaced-slices"
+    elif share < 1 - THICKNESS_TOLERANCE:
+        yield "overlapping-slices"
 
 
 def vendor_of(manufacturer: str | None) -> str | None:
@@ -94,7 +139,7 @@ def vendor_of(manufacturer: str | None) -> str | None:
     for start, vendor in _VENDORS.items():
         if re.match(rf"{start}(?![A-Z])" if len(start) < 4 else start, name):
             return vendor
-    return words[0] if words else None
+    return words[0].strip(",.;") or None if words else None
 
 
 def _exposure(first: pydicom.Dataset) -> float | None:

@@ -15,17 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pydicom
 from pydicom import uid
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_partial
-from pydicom.pixels.utils import pixel_array
 
 from kakehashi.errors import PackError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from numpy.typing import NDArray
 
 UID = re.compile(r"[0-9][0-9.]{0,63}")
 PIXEL_DATA = 0x7FE00010
@@ -47,8 +44,9 @@ PACKABLE = frozenset(
 
 _SERIES_UID = 0x0020000E
 # pydicom raises OSError, without a number, for a sequence that is cut.
-_PARSE_ERRORS = (
+DAMAGE = (
     InvalidDicomError,
+    BytesLengthException,
     AttributeError,
     EOFError,
     NotImplementedError,
@@ -56,7 +54,10 @@ _PARSE_ERRORS = (
     ValueError,
     struct.error,
 )
+"""What pydicom raises where a file or a value is damaged."""
 _ITEM, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE0DD
+# Series Instance UID, and Source series for segmentation (PS3.16, context group DCM).
+_SERIES_CONCEPTS = frozenset({("112002", "DCM"), ("121232", "DCM")})
 _UNDEFINED = 0xFFFFFFFF
 _LONG_FORM = frozenset({b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"UN"})
 
@@ -94,6 +95,24 @@ class Instance:
     def sop(self) -> str:
         """SOPInstanceUID."""
         return str(self.dataset.SOPInstanceUID)
+
+    def raw(self) -> bytes:
+        """Read the file again.
+
+        Raises
+        ------
+        PackError
+            It is not what it was.
+        """
+        raw = self.path.read_bytes()
+        if hashlib.sha256(raw).hexdigest() != self.sha256:
+            raise PackError(f"{self.path} changed while it was being read")
+        return raw
+
+    def pixel_bytes(self) -> bytes:
+        """Return the value of the pixel data, as it stands in the file."""
+        start = self.cut_at + len(self.cut_element)
+        return self.raw()[start : self.cut_at + self.size - len(self.header)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +166,7 @@ def read_head(path: Path) -> pydicom.Dataset | None:
         try:
             with path.open("rb") as file, tolerant():
                 return read_partial(file, stop_when=partial(_after, last))
-        except _PARSE_ERRORS as error:
+        except DAMAGE as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
     return None
@@ -181,9 +200,10 @@ def read_instance(path: Path) -> Instance:
             header = raw[:start] + raw[end:]
             if end < len(raw):
                 dataset = pydicom.dcmread(io.BytesIO(header))
-    except _PARSE_ERRORS as error:
+            length = end - start - len(element)
+            _check_length(dataset, length, encapsulated=syntax.is_encapsulated)
+    except DAMAGE as error:
         raise PackError(f"not readable as DICOM: {error or type(error).__name__}") from error
-    _check_length(dataset, end - start - len(element), encapsulated=syntax.is_encapsulated)
     return Instance(
         path=path,
         sha256=hashlib.sha256(raw).hexdigest(),
@@ -228,22 +248,29 @@ def _pixel_element(raw: bytes, start: int, *, implicit: bool, little: bool) -> t
 
 
 def _check_length(dataset: pydicom.Dataset, length: int, *, encapsulated: bool) -> None:
-    rows, columns, bits = (_number(dataset, name) for name in ("Rows", "Columns", "BitsAllocated"))
-    frames = int(dataset.get("NumberOfFrames") or 1)
+    rows, columns, bits = (positive(dataset, name) for name in ("Rows", "Columns", "BitsAllocated"))
     samples = int(dataset.get("SamplesPerPixel") or 1)
-    expected = int(rows * columns * bits * frames * samples + 7) // 8
+    expected = (rows * columns * bits * frames_of(dataset) * samples + 7) // 8
     if not encapsulated and length < expected:
         raise PackError(f"truncated: {length} bytes of pixel data where {expected} are needed")
 
 
+def attribute(dataset: pydicom.Dataset, name: str) -> Any:
+    """Return an attribute's value, None if there is none or it is damaged."""
+    try:
+        return dataset.get(name)
+    except DAMAGE:
+        return None
+
+
 def foreign(dataset: pydicom.Dataset) -> str | None:
     """Say why an object is no image of a kind that is packed, None if it is one."""
-    sop_class = dataset.get("SOPClassUID")
+    sop_class = str(attribute(dataset, "SOPClassUID") or "")
     if sop_class not in PACKABLE:
         name = uid.UID(sop_class).name if sop_class else "an object without SOP Class UID"
         return f"{name}: not a CT, MR or PET image"
     for name in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
-        if not UID.fullmatch(str(dataset.get(name, ""))):
+        if not UID.fullmatch(str(attribute(dataset, name))):
             return f"{name} is missing or not a valid UID"
     return None
 
@@ -258,15 +285,20 @@ def refusal(dataset: pydicom.Dataset) -> str | None:
     """
     if reason := foreign(dataset):
         return reason
-    monochrome = str(dataset.get("PhotometricInterpretation", "")).startswith("MONOCHROME")
-    bits = dataset.get("BitsAllocated")
+    monochrome = str(attribute(dataset, "PhotometricInterpretation")).startswith("MONOCHROME")
+    bits = attribute(dataset, "BitsAllocated")
     reasons = {
         "localizer": "LOCALIZER" in _texts(dataset, "ImageType"),
-        "colour image": dataset.get("SamplesPerPixel", 1) != 1 or not monochrome,
+        "colour image": attribute(dataset, "SamplesPerPixel") not in (None, 1) or not monochrome,
         f"{bits} bits allocated; 8, 16 or 32 are possible": bits not in (8, 16, 32),
         "modality look-up table instead of slope and intercept": "ModalityLUTSequence" in dataset,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def frames_of(dataset: pydicom.Dataset) -> int:
+    """Return the number of frames of an image."""
+    return positive(dataset, "NumberOfFrames") if dataset.get("NumberOfFrames") else 1
 
 
 def planes_of(index: int, dataset: pydicom.Dataset) -> list[Plane]:
@@ -284,30 +316,44 @@ def planes_of(index: int, dataset: pydicom.Dataset) -> list[Plane]:
     PackError
         An attribute that places the image is missing or not a number.
     """
-    shared = dataset.get("SharedFunctionalGroupsSequence")
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
-    frames = int(dataset.get("NumberOfFrames") or 1)
+    frames = frames_of(dataset)
     if not per_frame and frames > 1:
         raise PackError(f"{frames} frames without functional groups that place them")
     if per_frame and len(per_frame) != frames:
         raise PackError(f"{frames} frames, but functional groups for {len(per_frame)}")
-    planes = []
-    for frame in range(frames):
-        groups = [dataset]
-        if per_frame:
-            groups = [per_frame[frame], *(shared or [])]
-        planes.append(_plane(index, frame, groups, dataset))
-    return planes
+    return [_plane(index, frame, scopes_of(dataset, frame), dataset) for frame in range(frames)]
+
+
+def scopes_of(dataset: pydicom.Dataset, frame: int) -> list[pydicom.Dataset]:
+    """Return where the attributes of a frame stand, the most special place first.
+
+    For a single-frame image that is the object itself, else the frame's functional groups, then
+    the shared ones, which both may hold unassigned attributes of the images converted.
+    """
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
+    if not per_frame:
+        return [dataset]
+    scopes = []
+    for group, unassigned in (
+        (per_frame[frame], "UnassignedPerFrameConvertedAttributesSequence"),
+        *(
+            (shared, "UnassignedSharedConvertedAttributesSequence")
+            for shared in dataset.get("SharedFunctionalGroupsSequence") or []
+        ),
+    ):
+        scopes += [group, *(group.get(unassigned) or [])]
+    return scopes
 
 
 def _plane(
-    index: int, frame: int, groups: list[pydicom.Dataset], dataset: pydicom.Dataset
+    index: int, frame: int, scopes: list[pydicom.Dataset], dataset: pydicom.Dataset
 ) -> Plane:
     def find(sequence: str, name: str) -> Any:
-        for group in groups:
-            if group is dataset:
-                return group.get(name)
-            if items := group.get(sequence):
+        for scope in scopes:
+            if scope is dataset:
+                return scope.get(name)
+            if items := scope.get(sequence):
                 return items[0].get(name)
         return None
 
@@ -356,106 +402,19 @@ def _float(value: Any, what: str) -> float:
     return number
 
 
-def _number(dataset: pydicom.Dataset, name: str) -> int:
-    value = dataset.get(name)
+def positive(dataset: pydicom.Dataset, name: str) -> int:
+    """Return an attribute that must be a whole number above 0."""
+    value = attribute(dataset, name)
     if not isinstance(value, int) or value <= 0:
         raise PackError(f"{name} is missing or not a positive number: {value!r}")
     return value
 
 
 def _texts(dataset: pydicom.Dataset, name: str) -> list[str]:
-    value = dataset.get(name)
+    value = attribute(dataset, name)
     if value is None:
         return []
     return [str(part) for part in ([value] if isinstance(value, str) else value)]
-
-
-@dataclass(frozen=True, slots=True)
-class PixelFormat:
-    """What must be equal in all frames of a volume."""
-
-    rows: int
-    columns: int
-    bits_allocated: int
-    bits_stored: int
-    signed: bool
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the stored values."""
-        return np.dtype(f"{'i' if self.signed else 'u'}{self.bits_allocated // 8}")
-
-
-def pixel_format_of(dataset: pydicom.Dataset) -> PixelFormat:
-    """Return the shape and type of an instance's frames."""
-    return PixelFormat(
-        rows=_number(dataset, "Rows"),
-        columns=_number(dataset, "Columns"),
-        bits_allocated=_number(dataset, "BitsAllocated"),
-        bits_stored=_number(dataset, "BitsStored"),
-        signed=dataset.get("PixelRepresentation", 0) == 1,
-    )
-
-
-class Frames:
-    """Decoded frames of instances; the last file read stays in memory."""
-
-    def __init__(self, instances: list[Instance], expected: PixelFormat) -> None:
-        self._instances = instances
-        self._expected = expected
-        self._loaded: tuple[int, pydicom.Dataset] | None = None
-
-    def decode(self, plane: Plane) -> NDArray[Any]:
-        """Return the stored values of a plane, shape (rows, columns).
-
-        Raises
-        ------
-        PackError
-            The pixel data cannot be decoded, or hold data in bits that are not theirs.
-        """
-        dataset = self._dataset(plane.instance)
-        expected = self._expected
-        padded = expected.bits_stored < expected.bits_allocated
-        # JPEG streams carry the stored bits only; elsewhere the other bits may hold data.
-        compare = padded and not _is_jpeg(dataset)
-        try:
-            with tolerant():
-                array = pixel_array(dataset, raw=True, index=plane.frame)
-                whole = (
-                    pixel_array(dataset, raw=True, index=plane.frame, correct_unused_bits=False)
-                    if compare
-                    else array
-                )
-        except Exception as error:  # decoders of several packages, each with own exceptions
-            syntax = dataset.file_meta.TransferSyntaxUID.name
-            raise PackError(f"pixel data cannot be decoded ({syntax}): {error}") from error
-        if array.shape != (expected.rows, expected.columns):
-            raise PackError(
-                f"a frame of {array.shape} came out of the pixel data, "
-                f"{(expected.rows, expected.columns)} is announced"
-            )
-        if not np.array_equal(array, whole):
-            raise PackError(
-                f"bits above the {expected.bits_stored} stored ones hold data (an overlay?); "
-                "packing would lose them"
-            )
-        if not np.can_cast(array.dtype, expected.dtype, casting="equiv"):
-            raise PackError(f"pixel data decode to {array.dtype}, {expected.dtype} is announced")
-        return array
-
-    def _dataset(self, index: int) -> pydicom.Dataset:
-        if self._loaded is None or self._loaded[0] != index:
-            instance = self._instances[index]
-            raw = instance.path.read_bytes()
-            if hashlib.sha256(raw).hexdigest() != instance.sha256:
-                raise PackError(f"{instance.path} changed while it was being read")
-            self._loaded = index, pydicom.dcmread(io.BytesIO(raw))
-        return self._loaded[1]
-
-
-def _is_jpeg(dataset: pydicom.Dataset) -> bool:
-    syntax = dataset.file_meta.TransferSyntaxUID
-    return bool(syntax.is_encapsulated) and syntax != uid.RLELossless
 
 
 def references_of(dataset: pydicom.Dataset) -> tuple[set[str], set[str]]:
@@ -464,21 +423,43 @@ def references_of(dataset: pydicom.Dataset) -> tuple[set[str], set[str]]:
     Parameters
     ----------
     dataset : pydicom.Dataset
-        E.g. an RTSTRUCT, SEG, SR or secondary capture.
+        E.g. an RTSTRUCT, SEG, SR, key object selection, presentation state or secondary capture.
 
     Returns
     -------
     series, instances : set of str
-        SeriesInstanceUIDs and SOPInstanceUIDs found in its sequences, at any depth.
+        SeriesInstanceUIDs and SOPInstanceUIDs found in its sequences, at any depth, and series
+        that the content of a report names (PS3.16 TID 1411).
     """
     series: set[str] = set()
     instances: set[str] = set()
-    pending = [item for element in dataset if element.VR == "SQ" for item in element.value]
+    pending = list(_items(dataset))
     while pending:
         item = pending.pop()
-        if found := item.get("SeriesInstanceUID"):
+        if found := attribute(item, "SeriesInstanceUID"):
             series.add(str(found))
-        if found := item.get("ReferencedSOPInstanceUID"):
+        if found := attribute(item, "ReferencedSOPInstanceUID"):
             instances.add(str(found))
-        pending += [inner for element in item if element.VR == "SQ" for inner in element.value]
+        if (found := attribute(item, "UID")) and _concept(item) in _SERIES_CONCEPTS:
+            series.add(str(found))
+        pending += _items(item)
     return series, instances
+
+
+def _items(dataset: pydicom.Dataset) -> Iterator[pydicom.Dataset]:
+    """Yield the items of all sequences; what is damaged has none."""
+    for tag in list(dataset.keys()):
+        try:
+            element = dataset[tag]
+        except DAMAGE:
+            continue
+        if element.VR == "SQ":
+            yield from element.value
+
+
+def _concept(item: pydicom.Dataset) -> tuple[str, str] | None:
+    """Return code and scheme of what a content item of a report is about."""
+    if not (names := attribute(item, "ConceptNameCodeSequence")):
+        return None
+    code, scheme = (attribute(names[0], name) for name in ("CodeValue", "CodingSchemeDesignator"))
+    return str(code), str(scheme)

@@ -20,6 +20,7 @@ from kakehashi.store.catalogue import Catalogue, Kept, Series, SeriesFacts, now
 from kakehashi.store.dicom import (
     UID,
     Instance,
+    attribute,
     foreign,
     read_head,
     read_instance,
@@ -97,6 +98,8 @@ class AddReport:
         SeriesInstanceUIDs that were there already, of which some files came again.
     kept : list of Kept
         What could not be packed, with the reason; also what had been kept before.
+    withdrawn : list of Path
+        Of people who withdrew: not taken in.
     skipped : list of Path
         Neither files nor folders (links, devices): not followed, not read.
     """
@@ -104,6 +107,7 @@ class AddReport:
     packed: list[Series] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
+    withdrawn: list[Path] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
 
 
@@ -177,6 +181,8 @@ class _Run:
         self._catalogue = catalogue
         self._progress = progress
         self._report = AddReport()
+        # With the lock held: who withdraws now waits until this run has ended.
+        self._withdrawn = catalogue.withdrawn()
 
     def add(self, sources: Iterable[Path]) -> AddReport:
         groups: dict[str, list[Path]] = {}
@@ -184,6 +190,10 @@ class _Run:
         paths = list(self._files(sources))
         for done, path in enumerate(paths, start=1):
             head = read_head(path)
+            if _text(head, "PatientID") in self._withdrawn:
+                self._report.withdrawn.append(path)
+                self._progress.files(done, len(paths))
+                continue
             reason = "not DICOM" if head is None else foreign(head)
             if head is None or reason is not None:
                 others.append((path, reason or ""))
@@ -288,8 +298,8 @@ class _Run:
             sop_uid=sop,
             series_uid=_uid(head, "SeriesInstanceUID"),
             study_uid=_uid(head, "StudyInstanceUID"),
-            patient_id=str(head.get("PatientID") or "") or None if head is not None else None,
-            modality=str(head.get("Modality") or "") or None if head is not None else None,
+            patient_id=_text(head, "PatientID"),
+            modality=_text(head, "Modality"),
             reason=reason,
             path=self._layout.relative(target),
             size=len(content),
@@ -368,8 +378,12 @@ def _sort_out(
     )
 
 
+def _text(head: pydicom.Dataset | None, name: str) -> str | None:
+    return None if head is None else str(attribute(head, name) or "") or None
+
+
 def _uid(head: pydicom.Dataset | None, name: str) -> str | None:
-    value = "" if head is None else str(head.get(name) or "")
+    value = _text(head, name) or ""
     return value if UID.fullmatch(value) else None
 
 
