@@ -440,7 +440,9 @@ class _Parser:
         match node:
             case ast.Constant(value=None | str() | int() | float() as value):
                 return value
-            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+            case ast.UnaryOp(
+                op=ast.USub(), operand=ast.Constant(value=int() | float() as value)
+            ) if not isinstance(value, bool):
                 return -value
         raise self._error(node, "expected a value: text in quotes, a number, True, False or None")
 
