@@ -96,6 +96,7 @@ class Portal:
     proxy_api_port: int = 8001
     sshd_port: int = 22
     authority_port: int = 8470
+    catalogue_port: int = 8471
     provider_port: int = 9400
     lease_minutes: float = 15
     data: tuple[str, ...] = (f"{SOFTWARE}/tests/data",)
@@ -139,6 +140,7 @@ class Portal:
             f"bind_port = {self.sshd_port}\n"
             f'authority_bind = "{self.store.address}"\n'
             f"authority_port = {self.authority_port}\n"
+            f"catalogue_port = {self.catalogue_port}\n"
             f"{tls}"
             f'audit_anchors = ["{ANCHOR}/heads.jsonl"]\n'
             "[store.limits]\n"
@@ -195,6 +197,7 @@ class Portal:
             "\n[authority]\n"
             f'url = "{self.scheme}://{self.store.address}:{self.authority_port}"\n'
             'token_file = "/etc/kakehashi/authority.token"\n'
+            f'catalogue_url = "{self.scheme}://{self.store.address}:{self.catalogue_port}"\n'
             f"{ca_file}{sites}"
         )
 

@@ -69,6 +69,29 @@ def test_a_session_reads_verified_voxels_and_leaves_a_signed_receipt(
     assert seen["processes"] == seen["mounts"] == seen["files in /dev/shm"] == "gone"
 
 
+COHORT = "__import__('kakehashi.cohort', fromlist=['Cohort']).Cohort"
+
+
+def test_the_catalogue_tells_a_session_what_its_project_may_see(lab: Lab, person: People) -> None:
+    tanaka = person("tanaka")
+    tanaka.start(SLURM)
+    with tanaka.kernel() as kernel:
+        mine = kernel.value("sorted(s.uid for s in __import__('kakehashi').Store().cohort)")
+        found = kernel.value(f"sorted({COHORT}('True').series())")
+        rows = kernel.value(f"len(list({COHORT}('slices > 10').table(['series_uid', 'slices'])))")
+        frozen = kernel.value(f"(lambda f: (f.version, f.sha256))({COHORT}('True').freeze('all'))")
+    # A view is of all that its project may see, and so is the catalogue.
+    assert found == mine
+    assert rows > 0
+    listed = json.loads(services.kakehashi(lab["store"], ["store", "list", "--json"]).stdout)
+    assert len(listed) > len(mine)
+    assert frozen[0] >= 1
+    assert re.fullmatch("[0-9a-f]{64}", frozen[1])
+    frozen_by = [one["person"] for one in look.audit(lab) if one["kind"] == "catalogue.freeze"]
+    assert frozen_by == ["tanaka"]
+    tanaka.stop()
+
+
 def test_the_gpu_that_was_asked_for_is_counted_and_shown_to_the_payload(
     lab: Lab, person: People
 ) -> None:

@@ -178,5 +178,7 @@ def load_key(path: Path) -> Secret:
                 path.hardlink_to(part)
             part.unlink()
         except OSError as error:
-            raise StoreError(f"{path}: cannot be made ({error.strerror})") from error
+            raise StoreError(
+                f"{path}: cannot be made ({error.strerror}); run `kakehashi store init` first"
+            ) from error
     return read_secret(path)

@@ -1,0 +1,27 @@
+"""The service on each record."""
+
+from __future__ import annotations
+
+import pytest
+
+from kakehashi.config import Config
+from tests.store.conftest import settings
+from tests.store.test_catalogue import database, postgresql  # noqa: F401 - fixtures
+
+from .serving import running, series
+
+
+@pytest.fixture
+def on_both(database):  # noqa: F811
+    """The service on SQLite and on PostgreSQL."""
+    with running(database, series(150)) as service:
+        yield service
+
+
+@pytest.fixture
+def service(tmp_path):
+    """The service on SQLite, with a small catalogue."""
+    root = tmp_path / "root"
+    root.mkdir()
+    with running(Config.model_validate(settings(root)), series(60)) as served:
+        yield served
