@@ -1,0 +1,295 @@
+"""Objects that arrived whole: each gets a name, a row in the journal, and waits for its intake."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kakehashi.errors import StoreError
+from kakehashi.store.layout import sync_folder
+from kakehashi.store.receive.entry import Entry, Receipt, is_whole, read_receipt
+from kakehashi.store.receive.figures import Figures
+from kakehashi.store.receive.folders import Folders
+from kakehashi.store.receive.journal import Journal, Row
+from kakehashi.store.receive.offer import NO_ROOM, Offer, Verdict
+from kakehashi.store.receive.quarantine import Quarantine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+IN, OUT, HELD, FREED, AGAIN, LOST = "in", "out", "held", "freed", "again", "lost"
+"""Kinds of rows: came in, taken over, put into quarantine, taken out of it, came once more, and
+gone without anybody having taken it.
+"""
+
+OTHER_CONTENT = (
+    "an object with the same SOPInstanceUID and other content waits in the inbox; the first is kept"
+)
+
+NOT_AS_RECEIVED = "found in the inbox, but it is not what its own header says"
+
+_LOG = logging.getLogger(__name__)
+
+
+class Inbox:
+    """What was received and is not taken over yet.
+
+    Parameters
+    ----------
+    root : Path
+        ``store.root``.
+
+    Raises
+    ------
+    StoreError
+        The receiver's folders cannot be made.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.folders = Folders(root)
+        self.folders.make()
+        self._inbox, self._incoming = str(self.folders.inbox), str(self.folders.incoming)
+        self.journal = Journal(self.folders.journal)
+        self.held = Quarantine(self.folders.quarantine)
+        self.figures = Figures(self.folders.figures)
+
+    def entries(self, after: int = 0) -> Iterator[Entry]:
+        """Yield what waits, in the order in which it came.
+
+        Parameters
+        ----------
+        after : int
+            Position of the last entry that was dealt with.
+
+        Raises
+        ------
+        StoreError
+            The position is not of this journal.
+        """
+        rows = self.journal.rows(after)
+        gone = _gone(rows)
+        for position, row in rows:
+            if row["kind"] == IN and position not in gone:
+                receipt = Receipt.from_json(row)
+                yield Entry(
+                    **{name: getattr(receipt, name) for name in Receipt.__slots__},
+                    position=position,
+                    path=self.folders.inbox / receipt.name,
+                )
+
+    def discard(self, *entries: Entry) -> None:
+        """Remove objects that were taken over; those that are gone already are left aside."""
+        with self.journal.held():
+            here = self._still_here(entries)
+            # First the row: a file without one counts as received and not taken over.
+            self._note([_mark(OUT, entry, entry.position) for entry in here])
+            for entry in here:
+                entry.path.unlink()
+
+    def quarantine(self, entry: Entry, reason: str) -> None:
+        """Move an object to the quarantine.
+
+        Raises
+        ------
+        StoreError
+            It is not in the inbox any more.
+        """
+        with self.journal.held():
+            if not self._still_here([entry]):
+                raise StoreError(f"{entry.path} is not in the inbox any more")
+            self.held.take(entry.path, entry, reason)
+            sync_folder(self.folders.inbox)
+            self._note([_row(HELD, entry) | _mark(HELD, entry, entry.position)])
+
+    def release(self, identifier: str) -> None:
+        """Put an object from the quarantine into the inbox, as a new entry.
+
+        Raises
+        ------
+        StoreError
+            There is no such object, or another one has its place.
+        """
+        with self.journal.held():
+            held = self.held.get(identifier)
+            target = self.folders.inbox / held.receipt.name
+            if target.exists():
+                raise StoreError(
+                    f"an object with the UID of {identifier} waits in the inbox; release it again "
+                    "when that one was taken over, or discard it"
+                )
+            held.path.rename(target)
+            sync_folder(self.folders.inbox)
+            self._note([_row(IN, held.receipt) | {"released": True}])
+            self.held.forget(held)
+
+    def discard_held(self, identifier: str) -> None:
+        """Remove an object from the quarantine for good.
+
+        Raises
+        ------
+        StoreError
+            There is no such object.
+        """
+        with self.journal.held():
+            held = self.held.get(identifier)
+            self._note([_row(FREED, held.receipt)])
+            self.held.forget(held)
+
+    def trim(self, position: int) -> None:
+        """Let go of journal files that lie wholly before a position.
+
+        Files with rows of objects that still wait stay. Figures are kept.
+        """
+        self.figures.update(self.journal)
+        with self.journal.held():
+            rows = self.journal.rows(held=True)
+            gone = _gone(rows)
+            alive = {at for at, row in rows if row["kind"] == IN and at not in gone}
+            # No file whose row goes may come back after a power cut as one that was never taken.
+            sync_folder(self.folders.inbox)
+            self.journal.drop(position, alive)
+
+    def admit(self, offers: Sequence[Offer]) -> list[Verdict]:
+        """Give sealed objects their places; all is durable on return.
+
+        Many at once cost no more waiting for the disk than one.
+
+        Parameters
+        ----------
+        offers : sequence of Offer
+
+        Returns
+        -------
+        list of Verdict
+            For each; where nothing was stored, nothing is left of it but its ``.part``.
+        """
+        with self.journal.held():
+            verdicts: list[Verdict] = []
+            rows: list[Row] = []
+            named: list[Path] = []
+            for offer in offers:
+                try:
+                    verdict, row = self._place(offer)
+                except OSError as error:
+                    verdict, row = _failed(error), None
+                verdicts.append(verdict)
+                if verdict is Verdict.STORED:
+                    named.append(self.folders.inbox / offer.receipt.name)
+                if row is not None:
+                    rows.append(row)
+            try:
+                # The name before the row: a row without a file then always means a loss.
+                if named:
+                    sync_folder(self.folders.inbox)
+                self._note(rows)
+            except OSError as error:
+                for path in named:
+                    path.unlink()
+                return [_failed(error)] * len(offers)
+            return verdicts
+
+    def recover(self) -> None:
+        """Bring files and journal together after a run that ended in the midst of its work.
+
+        Only the one receiver of this folder may call it, before it lets anybody in.
+        """
+        for path in self.folders.incoming.iterdir():
+            path.unlink()
+        with self.journal.held():
+            self.journal.mend()
+            self.held.mend()
+            alive: dict[str, tuple[int, Receipt]] = {}
+            over: dict[str, Receipt] = {}
+            for position, row in self.journal.rows(held=True):
+                if row["kind"] == IN:
+                    receipt = Receipt.from_json(row)
+                    alive[receipt.name] = position, receipt
+                elif "of" in row:
+                    name = str(row["name"])
+                    if name in alive and alive[name][0] == row["of"]:
+                        over[name] = alive.pop(name)[1]
+            there = {path.name for path in self.folders.inbox.iterdir()}
+            rows = [self._missing(*alive[name]) for name in sorted(alive.keys() - there)]
+            for name in sorted(there - alive.keys()):
+                path = self.folders.inbox / name
+                if name in over and _is(path, over[name]):
+                    path.unlink()
+                else:
+                    rows += self._adopt(path)
+            self._note(rows)
+            sync_folder(self.folders.inbox)
+
+    def _place(self, offer: Offer) -> tuple[Verdict, Row | None]:
+        receipt, reason = offer.receipt, offer.reason
+        # Every object comes through here: strings are ten times as fast as paths.
+        part, target = f"{self._incoming}/{offer.part}", f"{self._inbox}/{receipt.name}"
+        if not reason:
+            if not os.path.exists(target):  # noqa: PTH110
+                os.rename(part, target)  # noqa: PTH104
+                return Verdict.STORED, _row(IN, receipt)
+            if _content(Path(target)) == (receipt.size, receipt.sha256):
+                Path(part).unlink()
+                return Verdict.AGAIN, _row(AGAIN, receipt)
+            reason = OTHER_CONTENT
+        new = self.held.take(Path(part), receipt, reason)
+        return Verdict.HELD, _row(HELD if new else AGAIN, receipt)
+
+    def _still_here(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Return those whose file is in the inbox; one that came later may have its name."""
+        return [entry for entry in entries if _is(entry.path, entry)]
+
+    def _missing(self, position: int, receipt: Receipt) -> Row:
+        if self.held.holds(receipt):
+            return _row(HELD, receipt) | _mark(HELD, receipt, position)
+        _LOG.error("%s was acknowledged, and is gone from the inbox", receipt.name)
+        return _mark(LOST, receipt, position)
+
+    def _adopt(self, path: Path) -> list[Row]:
+        """Enter a file that has a name, and no row."""
+        try:
+            receipt = read_receipt(path)
+        except StoreError as error:
+            _LOG.error("%s: not ours, left alone", error)
+            return []
+        if is_whole(path, receipt) and receipt.name == path.name:
+            return [_row(IN, receipt)]
+        self.held.take(path, receipt, NOT_AS_RECEIVED)
+        return [_row(HELD, receipt)]
+
+    def _note(self, rows: Sequence[Row]) -> None:
+        if rows:
+            self.journal.append(rows)
+
+
+def _row(kind: str, receipt: Receipt) -> Row:
+    return {"kind": kind, **receipt.as_json()}
+
+
+def _mark(kind: str, receipt: Receipt, position: int) -> Row:
+    """Return a row that ends the wait of an entry."""
+    return {"kind": kind, "of": position, "name": receipt.name}
+
+
+def _gone(rows: Iterable[tuple[int, Row]]) -> set[int]:
+    return {int(row["of"]) for _, row in rows if "of" in row}
+
+
+def _content(path: Path) -> tuple[int, str] | None:
+    try:
+        there = read_receipt(path)
+    except StoreError:
+        return None
+    return there.size, there.sha256
+
+
+def _is(path: Path, receipt: Receipt) -> bool:
+    try:
+        return read_receipt(path).as_json() == receipt.as_json()
+    except (FileNotFoundError, StoreError):
+        return False
+
+
+def _failed(error: OSError) -> Verdict:
+    return Verdict.NO_ROOM if error.errno in NO_ROOM else Verdict.FAILED

@@ -1,0 +1,236 @@
+"""The record of what happened to objects: appended by many processes, never changed.
+
+A position is the number of bytes ever written before the end of a line, so a reader finds its
+place at once, and a file is named by the position at which it begins.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import logging
+import os
+import zlib
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kakehashi.errors import StoreError
+from kakehashi.store.layout import sync_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+ROTATE = 16 << 20
+"""Bytes from which on a new file is begun."""
+
+_SUFFIX = ".jsonl"
+_LOG = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Some rows of the journal with their positions; may be gone through more than once.
+
+    Attributes
+    ----------
+    files : tuple of (int, Path)
+        Files, each with the position at which it begins.
+    after, end : int
+        Positions between which the rows are.
+    """
+
+    files: tuple[tuple[int, Path], ...]
+    after: int
+    end: int
+
+    def __iter__(self) -> Iterator[tuple[int, Row]]:
+        for start, path in self.files:
+            with path.open("rb") as file:
+                position = start + file.seek(max(self.after - start, 0))
+                for line in file:
+                    position += len(line)
+                    if position > self.end:
+                        return
+                    row = _parse(line)
+                    if row is None:
+                        _LOG.warning("%s: damaged before byte %d", path, position - start)
+                    else:
+                        yield position, row
+
+
+class Journal:
+    """One JSON object a line, each behind its checksum.
+
+    Parameters
+    ----------
+    folder : Path
+        Where its files and its lock are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._descriptor = -1
+        self._start = 0
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep all others from the journal, and from the names that it speaks of."""
+        with self._locked(fcntl.LOCK_EX):
+            yield
+
+    def append(self, rows: Sequence[Row]) -> list[int]:
+        """Add rows that survive a power cut on return; the lock must be held.
+
+        Returns
+        -------
+        list of int
+            The position of each.
+
+        Raises
+        ------
+        OSError
+            They cannot be written, and none of them stands there.
+        """
+        descriptor, before = self._newest_for_writing()
+        # A line that a dying process left half written must not swallow the next one.
+        torn = before > 0 and os.pread(descriptor, 1, before - 1) != b"\n"
+        data = b"\n" if torn else b""
+        positions = []
+        for row in rows:
+            data += _line(row)
+            positions.append(self._start + before + len(data))
+        try:
+            while data:
+                data = data[os.write(descriptor, data) :]
+            os.fdatasync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, before)
+            raise
+        return positions
+
+    def mend(self) -> None:
+        """Cut off the half line that a dying writer left at the end; the lock must be held."""
+        descriptor, size = self._newest_for_writing()
+        whole = size
+        while whole and os.pread(descriptor, 1, whole - 1) != b"\n":
+            whole -= 1
+        if whole < size:
+            os.ftruncate(descriptor, whole)
+            os.fdatasync(descriptor)
+
+    def rows(self, after: int = 0, *, held: bool = False) -> Rows:
+        """Return what stands behind a position and is durable now.
+
+        Parameters
+        ----------
+        after : int
+        held : bool
+            The caller holds the lock.
+
+        Raises
+        ------
+        StoreError
+            The position lies behind the journal's end: it is not of this journal.
+        """
+        with nullcontext() if held else self._locked(fcntl.LOCK_SH):
+            files, end = self._durable()
+        if after > end:
+            raise StoreError(
+                f"position {after} lies behind the end ({end}) of the journal in {self._folder}; "
+                "it is from another journal, or the journal is an older copy. Begin again at 0"
+            )
+        stops = [*(start for start, _ in files), end][1:]
+        return Rows(
+            tuple(
+                (start, path)
+                for (start, path), stop in zip(files, stops, strict=True)
+                if stop > after
+            ),
+            after,
+            end,
+        )
+
+    def drop(self, position: int, alive: set[int]) -> None:
+        """Remove files that lie wholly before a position; the lock must be held.
+
+        Parameters
+        ----------
+        position : int
+        alive : set of int
+            Positions of rows that must stay; their files do.
+        """
+        files = self._files()
+        for (start, path), (stop, _) in itertools.pairwise(files):
+            if stop <= position and not any(start < one <= stop for one in alive):
+                path.unlink()
+
+    @contextmanager
+    def _locked(self, kind: int) -> Iterator[None]:
+        descriptor = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, kind)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _files(self) -> list[tuple[int, Path]]:
+        paths = (path for path in self._folder.iterdir() if path.suffix == _SUFFIX)
+        return sorted((int(path.stem), path) for path in paths)
+
+    def _durable(self) -> tuple[list[tuple[int, Path]], int]:
+        """Return all files, and the position of the end of what survives a power cut."""
+        files = self._files()
+        if not files:
+            return files, 0
+        start, path = files[-1]
+        # A writer that was killed may have left whole lines that are not on the disk yet.
+        # Whoever acted on one and noted its position would pass over others later.
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.fdatasync(descriptor)
+            return files, start + os.fstat(descriptor).st_size
+        finally:
+            os.close(descriptor)
+
+    def _newest_for_writing(self) -> tuple[int, int]:
+        """Return the newest file, opened, and its size; begin a new one if that is large."""
+        if self._descriptor < 0:
+            files = self._files()
+            self._open(files[-1][0] if files else 0)
+        # Others rotate too: where a full file ends is the name of the next.
+        while (size := os.fstat(self._descriptor).st_size) >= ROTATE:
+            self._open(self._start + size)
+        return self._descriptor, size
+
+    def _open(self, start: int) -> None:
+        path = self._folder / f"{start:020}{_SUFFIX}"
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        descriptor = os.open(path, flags, 0o600)
+        sync_folder(self._folder)
+        self.close()
+        self._descriptor, self._start = descriptor, start
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _line(row: Row) -> bytes:
+    text = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()
+    return b"%08x %b\n" % (zlib.crc32(text), text)
+
+
+def _parse(line: bytes) -> Row | None:
+    """Return what a line holds, None if it is torn or damaged."""
+    text = line[9:-1]
+    if line[-1:] != b"\n" or line[:9] != b"%08x " % zlib.crc32(text):
+        return None
+    row = json.loads(text)
+    return row if isinstance(row, dict) else None
