@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from kakehashi.config import Config
 from kakehashi.errors import StoreError
 from kakehashi.store.catalogue import Catalogue
-from kakehashi.store.view import build_view, manifest_sha256
+from kakehashi.store.layout import blocks_path
+from kakehashi.store.view import build_view, manifest_sha256, remove_view
 
 from .conftest import DATA, settings
+from .kill import killed
 
 
 @pytest.fixture
@@ -154,3 +158,202 @@ def test_sshd_would_accept_the_view_as_a_chroot(filled):
     assert (view / "manifest.json").stat().st_mode & 0o7777 == 0o644
     for pack in (view / "series").iterdir():
         assert pack.stat().st_mode & 0o7777 == 0o640
+
+
+# What was checked before
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """Names of the block hashes that are read from now on."""
+    names = []
+    plain = Path.read_bytes
+
+    def read_bytes(path):
+        if path.suffix == ".blocks":
+            names.append(path.name)
+        return plain(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    return names
+
+
+def test_what_was_checked_and_is_the_same_is_not_read_again(filled, read):
+    build_view(filled.config, "everything", filled.catalogue)
+    assert len(read) == 5
+    read.clear()
+    build_view(filled.config, "everything", filled.catalogue)
+    assert read == []
+    (new,) = filled.add(DATA / "pet_uneven").packed
+    read.clear()
+    build_view(filled.config, "everything", filled.catalogue)
+    assert read == [f"{new.series_uid}.blocks"]
+    row = filled.catalogue.list_series()[0]
+    os.utime(filled.root / row.path)
+    read.clear()
+    build_view(filled.config, "everything", filled.catalogue)
+    assert read == [f"{row.series_uid}.blocks"]
+
+
+@pytest.mark.parametrize(
+    "damage", ["pack gone", "blocks gone", "pack cut", "blocks changed", "row"]
+)
+def test_what_was_checked_and_changed_since_is_found(filled, damage):
+    build_view(filled.config, "everything", filled.catalogue)
+    before = manifest_sha256(filled.root, "everything")
+    row = filled.catalogue.list_series()[0]
+    path = filled.root / row.path
+    match damage:
+        case "pack gone":
+            path.unlink()
+        case "blocks gone":
+            blocks_path(path).unlink()
+        case "pack cut":
+            os.truncate(path, row.size - 1)
+        case "blocks changed":
+            # The same size, in place.
+            blocks_path(path).write_bytes(bytes(blocks_path(path).stat().st_size))
+        case "row":
+            series = sa.table("series", sa.column("series_uid"), sa.column("blocks"))
+            with filled.catalogue._engine.begin() as connection:
+                same = series.c.series_uid == row.series_uid
+                connection.execute(sa.update(series).where(same).values(blocks="0" * 64))
+    with pytest.raises(StoreError, match="backup"):
+        build_view(filled.config, "everything", filled.catalogue)
+    assert manifest_sha256(filled.root, "everything") == before
+
+
+def test_only_what_we_wrote_down_ourselves_is_believed(filled, read):
+    build_view(filled.config, "everything", filled.catalogue)
+    memory = filled.root / "views/.everything.checked"
+    assert memory.stat().st_mode & 0o777 == 0o600
+    written = memory.read_bytes()
+    for spoil in (
+        lambda: memory.chmod(0o666),
+        lambda: memory.chmod(0o620),
+        lambda: memory.write_bytes(written[:-1]),
+        lambda: memory.write_bytes(b"[]"),
+        lambda: memory.write_bytes(b'{"1.2.3": [1]}'),
+        memory.unlink,
+    ):
+        memory.write_bytes(written)
+        memory.chmod(0o600)
+        read.clear()
+        build_view(filled.config, "everything", filled.catalogue)
+        assert read == []
+        spoil()
+        build_view(filled.config, "everything", filled.catalogue)
+        assert len(read) == 5
+        assert memory.stat().st_mode & 0o777 in (0o600, 0o666, 0o620)
+
+
+# Taken away
+
+
+def everything(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+
+
+def test_a_view_is_taken_away_and_the_packs_stay(filled):
+    first = build_view(filled.config, "everything", filled.catalogue)
+    build_view(filled.config, "ct", filled.catalogue)
+    packs = filled.files("packs/*/*")
+    assert remove_view(filled.config, "everything") == 5
+    assert everything(filled.root / "views") == [".ct.checked", "ct"]
+    assert filled.files("packs/*/*") == packs
+    assert len(manifest(filled, "ct")["files"]) == 2
+    with pytest.raises(StoreError, match="no readable view"):
+        manifest_sha256(filled.root, "everything")
+    assert remove_view(filled.config, "everything") == 0
+    again = build_view(filled.config, "everything", filled.catalogue)
+    assert (again.manifest_sha256, again.linked) == (first.manifest_sha256, 5)
+
+
+def test_a_view_of_a_project_that_left_the_configuration_is_taken_away(filled):
+    build_view(filled.config, "ct", filled.catalogue)
+    left = settings(filled.root)
+    left["projects"] = left["projects"][1:]
+    assert remove_view(Config.model_validate(left), "ct") == 2
+    assert everything(filled.root / "views") == []
+
+
+def test_taking_away_before_anything_was_built_is_nothing(filled):
+    assert remove_view(filled.config, "ct") == 0
+
+
+@pytest.mark.parametrize("name", ["..", "", ".", "ct/series", "../packs", ".ct.lock", "CT"])
+def test_only_a_project_has_a_view_to_take_away(filled, name):
+    build_view(filled.config, "ct", filled.catalogue)
+    with pytest.raises(StoreError, match="not a project's id"):
+        remove_view(filled.config, name)
+    assert len(manifest(filled, "ct")["files"]) == 2
+
+
+# Cut off
+
+
+def check_served(store, project: str) -> str | None:
+    """Whatever manifest is there names what is there; return its hash."""
+    view = store.root / "views" / project
+    if not (view / "manifest.json").exists():
+        return None
+    for entry in manifest(store, project)["files"]:
+        row = store.catalogue.series(entry["series"]["series_uid"])
+        for path in (view / entry["path"], blocks_path(view / entry["path"])):
+            assert path.samefile((store.root / row.path).with_name(path.name))
+    return manifest_sha256(store.root, project)
+
+
+def test_a_build_that_is_killed_serves_what_was_or_what_will_be(filled):
+    views = filled.root / "views"
+    old = settings(filled.root)
+    old["projects"][1]["cohort"] = {"modality": ["CT", "MR"]}
+    new = settings(filled.root)
+    new["projects"][1]["cohort"] = {"modality": ["CT", "PT"]}
+
+    def build(which):
+        catalogue = Catalogue.open(filled.config.need_store())
+        return build_view(Config.model_validate(which), "everything", catalogue)
+
+    hashes = [build(which).manifest_sha256 for which in (new, old)]
+    remove_view(filled.config, "everything")
+    seen, number = set(), 1
+    while True:
+        # Versions of the cohort stand in the manifest, so that only what it names is compared.
+        before = build(old).manifest_sha256
+        done = not killed(views, number, lambda: build(new))
+        served = check_served(filled, "everything")
+        seen.add(served == before)
+        after = build(new)
+        assert check_served(filled, "everything") == after.manifest_sha256
+        assert {path.stem for path in (views / "everything/series").iterdir()} == set(
+            after.cohort.series
+        )
+        number += 1
+        if done:
+            break
+    assert len(set(hashes)) == 2
+    assert seen == {True, False}
+    assert number > 8
+
+
+def test_taking_away_that_is_killed_leaves_all_or_nothing_in_reach(filled):
+    views = filled.root / "views"
+    seen, number = set(), 1
+    while True:
+        build_view(filled.config, "everything", filled.catalogue)
+        done = not killed(views, number, lambda: remove_view(filled.config, "everything"))
+        seen.add(check_served(filled, "everything") is None)
+        if check_served(filled, "everything") is None:
+            assert not (views / "everything").exists()
+        if number % 2:
+            remove_view(filled.config, "everything")
+            assert everything(views) == []
+        else:
+            build_view(filled.config, "everything", filled.catalogue)
+            assert everything(views) == [".everything.checked", "everything"]
+        number += 1
+        if done:
+            break
+    assert seen == {True, False}
+    assert number > 10
