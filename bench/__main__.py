@@ -11,7 +11,18 @@ from bench.figures import Document
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
-BENCHMARKS = ("spawn", "link", "loop", "save", "outages", "growth")
+BENCHMARKS = (
+    "spawn",
+    "link",
+    "loop",
+    "save",
+    "outages",
+    "growth",
+    "pack",
+    "receive",
+    "catalogue",
+    "views",
+)
 
 
 def render(documents: list[Document]) -> str:

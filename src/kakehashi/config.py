@@ -28,6 +28,7 @@ from pydantic import (
 from kakehashi.errors import ConfigError, StoreError
 from kakehashi.secret import Secret
 from kakehashi.store.query import parse
+from kakehashi.store.receive.settings import Receive
 
 APPROVED = "projects"
 """Folder below the store's root with a file for each project that was approved there."""
@@ -195,6 +196,7 @@ class StoreHost(_Model):
         default=(), description="Files on other machines' storage that get the audit head."
     )
     limits: Limits = Limits()
+    receive: Receive = Receive()
     sites: dict[SiteName, StoreSite] = Field(
         default={}, description="Sites, as the store itself holds hubs to them."
     )

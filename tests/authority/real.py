@@ -257,6 +257,7 @@ class RealStore:
         *,
         lease_minutes: float = 5,
         sites: str = "",
+        lines: str = "",
         bind: str = "127.0.0.1",
         further: tuple[str, ...] = (),
         **limits: float,
@@ -268,7 +269,7 @@ class RealStore:
         self.sshd_port, self.http_port = free_port(), free_port()
         self.config_path = self.home / "kakehashi.toml"
         self.limits = {"lease_minutes": lease_minutes, **limits}
-        self.sites = sites
+        self.sites, self.lines = sites, lines
         self.bind, self.further = bind, further
         self.projects = {"lung": "2099-12-31", "brain": "2099-12-31", "old": "2020-01-01"}
         self.process: subprocess.Popen[bytes] | None = None
@@ -318,6 +319,7 @@ class RealStore:
             authority_port = {self.http_port}
             account_prefix = "{self.prefix}"
             audit_anchors = ["{self.home}/elsewhere/anchor"]
+            {self.lines}
             [store.limits]
             {limits}
             {self.sites}

@@ -17,7 +17,7 @@ from kakehashi.store.query import FALSE, TRUE, And, Condition, Not, Or, Query, m
 from .conftest import StoreUnderTest
 from .test_catalogue import ROW, catalogue, database, postgresql  # noqa: F401 - fixtures
 
-TEXTS = ["CT", "MR", "ct", "", "胸部", "CHEST 1", "ab'c", "Ｘ", None]
+TEXTS = ["CT", "MR", "ct", "", "胸部", "CHEST 1", "ab'c", "\uff38", None]
 NUMBERS = [0.0, 0.5, 1.25, 512.0, None]
 DAYS = [dt.date(2020, 2, 29), dt.date(2024, 1, 1), None]
 

@@ -8,7 +8,23 @@ import typer
 from rich.console import Console
 
 from kakehashi import __version__
-from kakehashi.cli import audit, bench, node, receipt, rights, service, store, verify
+from kakehashi.cli import (
+    audit,
+    bench,
+    catalogue,
+    intake,
+    node,
+    projects,
+    receipt,
+    receive,
+    rights,
+    service,
+    store,
+    synthetic,
+    upkeep,
+    verify,
+    withdraw,
+)
 from kakehashi.errors import KakehashiError
 
 app = typer.Typer(
@@ -21,6 +37,18 @@ store.app.command("init")(service.init)
 store.app.command("serve")(service.serve)
 store.app.command("hub-add")(service.hub_add)
 store.app.command("rotate")(service.rotate)
+store.app.command("receive")(receive.receive)
+store.app.add_typer(receive.quarantine, name="quarantine")
+store.app.command("expect")(receive.expect)
+store.app.command("arrivals")(receive.arrivals)
+store.app.command("intake")(intake.intake)
+store.app.command("report")(intake.report)
+store.app.command("withdraw")(withdraw.withdraw)
+store.app.add_typer(projects.app, name="project")
+for command in (upkeep.fsck, upkeep.backup, upkeep.restore, upkeep.quota, upkeep.snapshot):
+    store.app.command()(command)
+store.app.command("openapi")(catalogue.openapi)
+store.app.command("synthetic")(synthetic.synthetic)
 app.command("revoke")(rights.revoke)
 app.command("sessions")(rights.sessions)
 app.command("allow")(rights.allow)

@@ -20,8 +20,13 @@ def init(config: ConfigPath = DEFAULT_CONFIG) -> None:
     """Make the store's accounts, folders, keys and sshd configuration; may be repeated."""
     from kakehashi.store.authority import sshd
 
-    for line in sshd.initialise(load(config)):
+    loaded = load(config)
+    for line in sshd.initialise(loaded):
         typer.echo(line)
+    if loaded.need_store().catalogue_port is not None:
+        from kakehashi.store.indexing import opened
+
+        opened(loaded.need_store())
 
 
 def serve(config: ConfigPath = DEFAULT_CONFIG) -> None:

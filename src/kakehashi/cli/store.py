@@ -85,6 +85,7 @@ def add(
     It can be interrupted and repeated: series that are complete stay, and what is in the
     store already is left alone.
     """
+    from kakehashi.store.indexing import enter, opened
     from kakehashi.store.ingest import Origin
     from kakehashi.store.ingest import add as add_files
 
@@ -101,8 +102,11 @@ def add(
         report = add_files(
             settings.need_store(), catalogue, sources, _Bars(progress), origin=origin
         )
+        enter(settings.need_store(), catalogue, opened(settings.need_store()), report.packed)
     for path in report.skipped:
         _print(f"skipped  {path}: not a plain file")
+    if report.withdrawn:
+        _print(f"left out {len(report.withdrawn)} files of people who withdrew")
     for reason, count in Counter(kept.reason for kept in report.kept).items():
         _print(f"kept     {count} x {reason}")
     for row in report.packed:
@@ -111,6 +115,23 @@ def add(
         f"{len(report.packed)} series packed, {len(report.unchanged)} were there already, "
         f"{len(report.kept)} objects kept"
     )
+
+
+@app.command()
+def index(config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Bring the index of facets up to the catalogue, and make it where there is none."""
+    from kakehashi.store.indexing import catch_up, opened
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with (
+        _opened(config) as (settings, catalogue),
+        Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress,
+    ):
+        bars = _Bars(progress)
+        found = opened(settings.need_store())
+        added = catch_up(catalogue, found, bars.series)
+    _print(f"{added} series added, {found.rows} in the index")
 
 
 @app.command("list")

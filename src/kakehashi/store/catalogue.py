@@ -205,7 +205,7 @@ class Series(SeriesFacts):
 
     def as_json(self) -> dict[str, Any]:
         """Return the row as JSON types."""
-        row = dataclasses.asdict(self)
+        row = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         row["study_date"] = self.study_date and self.study_date.isoformat()
         row["flags"] = list(self.flags)
         return row
@@ -288,7 +288,7 @@ class Catalogue:
         self._engine = engine
         if reading:
             return
-        with self._begin() as connection:
+        with self.transaction() as connection:
             _METADATA.create_all(connection)
             _add_missing_columns(connection)
 
@@ -328,8 +328,20 @@ class Catalogue:
         """Close all connections."""
         self._engine.dispose()
 
+    @property
+    def engine(self) -> sa.Engine:
+        """The database, for what looks after its tables as such."""
+        return self._engine
+
     @contextmanager
-    def _begin(self) -> Iterator[sa.Connection]:
+    def transaction(self) -> Iterator[sa.Connection]:
+        """Do all of it or nothing.
+
+        Raises
+        ------
+        StoreError
+            The database refused.
+        """
         try:
             with self._engine.begin() as connection:
                 yield connection
@@ -338,7 +350,7 @@ class Catalogue:
 
     def add_series(self, row: Series) -> None:
         """Add a series that is not there yet."""
-        with self._begin() as connection:
+        with self.transaction() as connection:
             connection.execute(sa.insert(_SERIES).values(**_values(row)))
 
     def series(self, series_uid: str) -> Series | None:
@@ -362,7 +374,7 @@ class Catalogue:
 
     def count(self) -> int:
         """Return how many series there are, but those of who withdrew."""
-        with self._begin() as connection:
+        with self.transaction() as connection:
             found = connection.scalar(sa.select(sa.func.count()).select_from(_SERIES).where(_STAYS))
         return int(found or 0)
 
@@ -372,7 +384,7 @@ class Catalogue:
         last = ""
         while True:
             query = sa.select(uid).where(_STAYS, uid > last).order_by(uid).limit(size)
-            with self._begin() as connection:
+            with self.transaction() as connection:
                 uids = list(connection.scalars(query))
             if not uids:
                 return
@@ -385,14 +397,14 @@ class Catalogue:
         What the store holds of them is removed by :func:`kakehashi.store.withdraw.withdraw`.
         """
         values = {"patient_id": patient_id, "by": by, "reason": reason, "at": now()}
-        with self._begin() as connection:
+        with self.transaction() as connection:
             same = _WITHDRAWN.c.patient_id == patient_id
             if connection.execute(sa.select(_WITHDRAWN).where(same)).first() is None:
                 connection.execute(sa.insert(_WITHDRAWN).values(**values))
 
     def withdrawn(self) -> frozenset[str]:
         """Return the ids of all who withdrew."""
-        with self._begin() as connection:
+        with self.transaction() as connection:
             return frozenset(connection.scalars(sa.select(_WITHDRAWN.c.patient_id)))
 
     def of_patient(self, patient_id: str) -> tuple[list[Series], list[Kept]]:
@@ -410,7 +422,7 @@ class Catalogue:
         """
         gone = set(series_uids)
         holding = [one for one in self.cohort_history() if not gone.isdisjoint(one.series)]
-        with self._begin() as connection:
+        with self.transaction() as connection:
             for cohort in holding:
                 left = [TOMBSTONE if uid in gone else uid for uid in cohort.series]
                 same = _COHORTS.c.project == cohort.project, _COHORTS.c.version == cohort.version
@@ -422,7 +434,7 @@ class Catalogue:
                 connection.execute(sa.delete(_KEPT).where(_KEPT.c.sha256 == sha256))
 
     def _select(self, query: sa.Select[Any]) -> list[Series]:
-        with self._begin() as connection:
+        with self.transaction() as connection:
             found = connection.execute(query).mappings().all()
         rows = [Series(**(dict(row) | {"flags": tuple(row["flags"])})) for row in found]
         # Not by the database: PostgreSQL may have another order, and lists are hashed.
@@ -432,7 +444,7 @@ class Catalogue:
         """Add a kept object, or give one that is there already a new reason."""
         values = dataclasses.asdict(row)
         del values["refers_to"]
-        with self._begin() as connection:
+        with self.transaction() as connection:
             same = _KEPT.c.sha256 == row.sha256
             if connection.execute(sa.select(_KEPT.c.sha256).where(same)).first():
                 connection.execute(sa.update(_KEPT).where(same).values(reason=row.reason))
@@ -447,7 +459,7 @@ class Catalogue:
     def drop_kept(self, sha256: Iterable[str]) -> list[Kept]:
         """Forget kept objects, e.g. those that are in a pack now; return what was there."""
         gone = self._kept(_KEPT.c.sha256.in_(sorted(set(sha256))))
-        with self._begin() as connection:
+        with self.transaction() as connection:
             for row in gone:
                 connection.execute(sa.delete(_REFERENCES).where(_REFERENCES.c.sha256 == row.sha256))
                 connection.execute(sa.delete(_KEPT).where(_KEPT.c.sha256 == row.sha256))
@@ -477,7 +489,7 @@ class Catalogue:
             .where(*conditions)
             .order_by(_KEPT.c.series_uid, _KEPT.c.sop_uid, _KEPT.c.sha256)
         )
-        with self._begin() as connection:
+        with self.transaction() as connection:
             rows = connection.execute(query).mappings().all()
             links = connection.execute(
                 sa.select(_REFERENCES).join(_KEPT).where(*conditions).order_by(*_REFERENCES.c)
@@ -495,7 +507,7 @@ class Catalogue:
             .order_by(_COHORTS.c.version.desc())
             .limit(1)
         )
-        with self._begin() as connection:
+        with self.transaction() as connection:
             row = connection.execute(query).mappings().first()
         if row is None:
             return None
@@ -504,18 +516,18 @@ class Catalogue:
     def cohort_history(self) -> Iterator[Cohort]:
         """Yield all frozen cohorts of all projects, by project and version."""
         keys = [_COHORTS.c.project, _COHORTS.c.version]
-        with self._begin() as connection:
+        with self.transaction() as connection:
             known = connection.execute(sa.select(*keys).order_by(*keys)).all()
         for project, version in known:
             same = (_COHORTS.c.project == project) & (_COHORTS.c.version == version)
-            with self._begin() as connection:
+            with self.transaction() as connection:
                 row = connection.execute(sa.select(_COHORTS).where(same)).mappings().one()
             yield Cohort(**(dict(row) | {"series": tuple(row["series"])}))
 
     def add_cohort(self, cohort: Cohort) -> None:
         """Record a new version of a project's cohort."""
         values = dataclasses.asdict(cohort) | {"series": list(cohort.series)}
-        with self._begin() as connection:
+        with self.transaction() as connection:
             connection.execute(sa.insert(_COHORTS).values(**values))
 
 

@@ -51,6 +51,16 @@ class Layout:
         """SQLite file of the catalogue, where no database is configured."""
         return self.root / "catalogue.sqlite"
 
+    @property
+    def facets(self) -> Path:
+        """Folder of the index that facets are counted with."""
+        return self.root / "facets"
+
+    @property
+    def deidentification_key(self) -> Path:
+        """File of the key that UIDs and patients' ids are replaced with."""
+        return self.root / "secrets" / "deidentification"
+
     def pack(self, series: str) -> Path:
         """Path of a packed series.
 

@@ -68,6 +68,11 @@ class Layout:
         return self.root / "libexec" / "principals"
 
     @property
+    def receive(self) -> Path:
+        """What hospitals sent, as it came: identifiable."""
+        return self.root / "receive"
+
+    @property
     def service(self) -> Path:
         """The catalogue service's own records: cohorts, and the texts of reports."""
         return self.root / "service"
@@ -117,6 +122,11 @@ class Names:
         """Account of the authority and the guard."""
         # Two stores on one machine have two prefixes, and neither may read the other's keys.
         return "kakehashi" if self.prefix == "k" else f"{self.prefix}authority"
+
+    @property
+    def receiver(self) -> str:
+        """Account that receives from hospitals; what they send is its alone."""
+        return "kakehashi-receive" if self.prefix == "k" else f"{self.prefix}receive"
 
     @property
     def view_group(self) -> str:

@@ -145,8 +145,11 @@ def initialise(config: Config) -> list[str]:
         group=accounts.authority,
         others=(accounts.view_group,),
     )
+    # It reads what comes over the network, and has a right to nothing else.
+    ensure_group(accounts.receiver)
+    ensure_account(accounts.receiver, home=layout.receive, group=accounts.receiver)
     check_runnable(find_account(accounts.authority))
-    _folders(layout, accounts.authority)
+    _folders(layout, accounts)
     for project in projects:
         _project(layout, accounts, project)
 
@@ -188,7 +191,8 @@ def _accounts(config: Config) -> Iterable[str]:
         yield accounts.work(project.id)
 
 
-def _folders(layout: Layout, authority: str) -> None:
+def _folders(layout: Layout, accounts: Names) -> None:
+    authority, receiver = accounts.authority, accounts.receiver
     layout.root.mkdir(parents=True, exist_ok=True)
     _own(layout.root, "root", "root", 0o755)
     for folder in (layout.root / "views", layout.root / "work", layout.principals.parent):
@@ -203,6 +207,9 @@ def _folders(layout: Layout, authority: str) -> None:
     for folder in (layout.authority, layout.keys, layout.hubs, layout.receipts, layout.service):
         folder.mkdir(exist_ok=True)
         _own(folder, authority, authority, 0o700)
+
+    layout.receive.mkdir(exist_ok=True)
+    _own(layout.receive, receiver, receiver, 0o700)
 
 
 def _project(layout: Layout, accounts: Names, project: str) -> None:

@@ -103,8 +103,14 @@ class Reports:
         with transaction(engine) as connection:
             _METADATA.create_all(connection)
             if self._sqlite:
+                indexed = sa.inspect(connection).has_table("reports_index")
                 for statement in _SQLITE_INDEX:
                     connection.execute(sa.text(statement))
+                if not indexed:
+                    # A backup that was put back has texts, and no index of them.
+                    connection.execute(
+                        sa.text("INSERT INTO reports_index (reports_index) VALUES ('rebuild')")
+                    )
             elif connection.execute(
                 sa.text("SELECT 1 FROM pg_extension WHERE extname = 'pg_trgm'")
             ).first():

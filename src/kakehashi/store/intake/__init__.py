@@ -1,0 +1,8 @@
+"""From what hospitals sent to series that can be searched: de-identify, wait, pack."""
+
+from __future__ import annotations
+
+from kakehashi.store.intake.intake import Intake, Progress
+from kakehashi.store.intake.staging import Staged, Staging
+
+__all__ = ["Intake", "Progress", "Staged", "Staging"]

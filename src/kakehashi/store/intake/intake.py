@@ -1,0 +1,314 @@
+"""Takes received objects over: de-identified into staging, and a whole series into a pack.
+
+Each step can be repeated: an object leaves the inbox when its de-identified form is on the disk,
+a series leaves staging when it is in the catalogue. So it does no harm to be cut off anywhere.
+While the database is away all of this waits; what hospitals send is taken in all the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import pydicom
+
+from kakehashi.errors import StoreError
+from kakehashi.imaging.ozip import FileReader, open_pack
+from kakehashi.store.deidentify import residue
+from kakehashi.store.dicom import tolerant
+from kakehashi.store.indexing import catch_up, enter
+from kakehashi.store.ingest import Origin, add
+from kakehashi.store.intake.reports import report_of
+from kakehashi.store.intake.staging import Staged, Staging
+from kakehashi.store.intake.summary import HELD_BACK, summarise, waiting_in
+from kakehashi.store.layout import Layout, locked, replacing
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from kakehashi.config import StoreHost
+    from kakehashi.store.catalogue import Catalogue, Series
+    from kakehashi.store.deidentify import Deidentifier, Outcome
+    from kakehashi.store.facets import Index
+    from kakehashi.store.intake.reports import Reports
+    from kakehashi.store.receive import Entry, Inbox
+
+PAUSE_S = 1.0
+"""Seconds between two looks at the inbox when nothing is there."""
+
+LONGEST_PAUSE_S = 60.0
+"""Longest wait before what failed is tried again."""
+
+SUMMARY_S = 60.0
+"""Seconds between two summaries of what came."""
+
+ARRIVALS = "arrivals.json"
+"""Name of the summary below the store's root."""
+
+_BATCH = 64
+_OF_A_REPORT = ("StudyInstanceUID", "PatientID")
+
+_log = logging.getLogger("kakehashi.intake")
+
+
+@dataclass
+class Progress:
+    """What an :class:`Intake` has done since it began.
+
+    Attributes
+    ----------
+    taken : int
+        Objects that were de-identified and staged.
+    again : int
+        Objects that were in the store already, with the same content.
+    quarantined : list of (str, str)
+        Facility and reason of what was not taken.
+    withdrawn : int
+        Objects of people who withdrew; they were removed.
+    packed, kept : int
+        Series in the catalogue, and objects beside them that are no volumes.
+    """
+
+    taken: int = 0
+    again: int = 0
+    withdrawn: int = 0
+    quarantined: list[tuple[str, str]] = field(default_factory=list)
+    packed: int = 0
+    kept: int = 0
+
+
+class Intake:
+    """One store's intake; only one runs at a time.
+
+    Parameters
+    ----------
+    store : StoreHost
+    catalogue : Catalogue
+    inbox : Inbox
+    deidentifier : Deidentifier
+    reports : Reports
+        Gets the text of reports.
+    index : Index
+        Gets the new series, for the facets.
+    as_receiver : callable
+        Gives a context in which this process has the rights of the receiver's account alone: to
+        read what hospitals sent.
+    clock : callable
+        Gives the time in seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        store: StoreHost,
+        catalogue: Catalogue,
+        *,
+        inbox: Inbox,
+        deidentifier: Deidentifier,
+        reports: Reports,
+        index: Index,
+        as_receiver: Callable[[], AbstractContextManager[None]] = nullcontext,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._layout = Layout(store.root)
+        self._catalogue = catalogue
+        self._inbox = inbox
+        self._deidentifier = deidentifier
+        self._reports = reports
+        self._index = index
+        self._as_receiver = as_receiver
+        self._clock = clock
+        self._staging = Staging(store.root)
+        self._position_file = store.root / "receive" / "intake.json"
+        self._said: float | None = None
+        self.progress = Progress()
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until told to stop; what fails is tried again, later and later.
+
+        Raises
+        ------
+        StoreError
+            Another intake runs at this store.
+        """
+        pause = PAUSE_S
+        behind = True
+        with locked(self._store.root / "staging" / ".lock", wait=False), tolerant():
+            while not stop.is_set():
+                try:
+                    if behind:
+                        # What was packed when the last run was cut off.
+                        catch_up(self._catalogue, self._index)
+                        behind = False
+                    busy = self.take() + self.finish()
+                    self._say()
+                    pause = PAUSE_S
+                except (StoreError, OSError) as error:
+                    _log.warning("the intake waits %.0f s: %s", pause, error)
+                    stop.wait(pause)
+                    pause = min(2 * pause, LONGEST_PAUSE_S)
+                    continue
+                if not busy:
+                    stop.wait(PAUSE_S)
+
+    def once(self) -> None:
+        """Take what is there, and pack all of it, complete or not.
+
+        Raises
+        ------
+        StoreError
+            Another intake runs at this store, or something failed.
+        """
+        with locked(self._store.root / "staging" / ".lock", wait=False), tolerant():
+            self.take()
+            self.finish(quiet_s=0)
+            self._say()
+
+    def take(self) -> int:
+        """De-identify and stage what the inbox has; return how many objects that were."""
+        count = 0
+        withdrawn = self._catalogue.withdrawn()
+        after = self._position()
+        while batch := self._next(after):
+            done: list[Entry] = []
+            try:
+                for entry in batch:
+                    if self._take(entry, withdrawn):
+                        done.append(entry)
+            finally:
+                # Together: each note of the journal waits for the disk.
+                with self._as_receiver():
+                    self._inbox.discard(*done)
+            after = batch[-1].position
+            self._remember(after)
+            count += len(batch)
+        return count
+
+    def finish(self, *, quiet_s: float | None = None) -> int:
+        """Pack the series that are complete; return how many.
+
+        Parameters
+        ----------
+        quiet_s : float, optional
+            Seconds without a new object after which a series counts as complete; that of the
+            settings by default.
+        """
+        quiet_s = self._store.receive.quiet_minutes * 60 if quiet_s is None else quiet_s
+        count = 0
+        packed: list[Series] = []
+        try:
+            for staged in self._staging.list():
+                if staged.last + quiet_s <= self._clock():
+                    packed += self._finish(staged)
+                    count += 1
+        finally:
+            # Together: each entry is a segment of the index.
+            enter(self._store, self._catalogue, self._index, packed)
+        return count
+
+    def _next(self, after: int) -> list[Entry]:
+        with self._as_receiver():
+            return list(islice(self._inbox.entries(after=after), _BATCH))
+
+    def _take(self, entry: Entry, withdrawn: frozenset[str]) -> bool:
+        """Deal with an object; say whether it may leave the inbox."""
+        try:
+            with self._as_receiver():
+                dataset = pydicom.dcmread(entry.path)
+                outcome = self._deidentifier.object(dataset, facility=entry.facility)
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            return self._refuse(entry, f"cannot be read: {error}")
+        except Exception as error:
+            # A file from outside can break a parser in any way, and must not hold up the others.
+            return self._refuse(entry, f"cannot be read: {type(error).__name__}: {error}")
+        if str(outcome.dataset.get("PatientID")) in withdrawn:
+            self.progress.withdrawn += 1
+            return True
+        if outcome.held:
+            return self._refuse(entry, f"{HELD_BACK}{outcome.held}")
+        file = io.BytesIO()
+        with self._as_receiver():
+            outcome.write(file)
+            left = residue(outcome, outcome.names)
+        if left:
+            return self._refuse(entry, f"{HELD_BACK}{len(left)} identifier(s) remained")
+        return self._stage(entry, outcome, file.getvalue())
+
+    def _stage(self, entry: Entry, outcome: Outcome, content: bytes) -> bool:
+        series = str(outcome.dataset.SeriesInstanceUID)
+        sop = str(outcome.dataset.SOPInstanceUID)
+        origin = Origin(entry.facility, outcome.tier)
+        known = self._packed(series)
+        if sop in known:
+            if known[sop] != hashlib.sha256(content).hexdigest():
+                return self._refuse(entry, "other content under a UID that is in the store already")
+            self.progress.again += 1
+            return True
+        if report := report_of(outcome.dataset):
+            study, patient = (str(outcome.dataset[name].value) for name in _OF_A_REPORT)
+            self._reports.add(study, entry.facility, report, patient_id=patient)
+        if not self._staging.put(series, sop, origin, content):
+            return self._refuse(entry, "other content under a UID that came before")
+        self.progress.taken += 1
+        return True
+
+    def _packed(self, series: str) -> dict[str, str]:
+        """Return the objects of a series that is in the store: UID to SHA-256."""
+        row = self._catalogue.series(series)
+        return {} if row is None else _instances(self._layout.absolute(row.path), row.blocks)
+
+    def _finish(self, staged: Staged) -> list[Series]:
+        report = add(self._store, self._catalogue, [staged.folder], origin=staged.origin)
+        self.progress.packed += len(report.packed)
+        self.progress.kept += len(report.kept)
+        self._staging.remove(staged)
+        return report.packed
+
+    def _refuse(self, entry: Entry, reason: str) -> bool:
+        with self._as_receiver():
+            self._inbox.quarantine(entry, reason)
+        self.progress.quarantined.append((entry.facility, reason))
+        return False
+
+    def _say(self) -> None:
+        """Write the figures for the portal, once a minute."""
+        now = self._clock()
+        if self._said is None or now - self._said >= SUMMARY_S:
+            senders = {sender.facility for sender in self._store.receive.senders}
+            waiting = waiting_in(self._staging)
+            with self._as_receiver():
+                found = summarise(self._inbox, waiting, senders)
+            found.write(self._store.root / ARRIVALS)
+            self._said = now
+
+    def _position(self) -> int:
+        try:
+            position: int = json.loads(self._position_file.read_bytes())["position"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            # From the start: what was taken over is no longer in the inbox.
+            return 0
+        return position
+
+    def _remember(self, position: int) -> None:
+        with replacing(self._position_file, mode=0o600) as file:
+            file.write(json.dumps({"position": position}).encode())
+
+
+@lru_cache(maxsize=64)
+def _instances(pack: Path, blocks: str) -> dict[str, str]:
+    del blocks  # a part of the key: a pack of other content is another one
+    with FileReader(pack) as reader:
+        return {entry["sop"]: entry["sha256"] for entry, _ in open_pack(reader).original_headers()}

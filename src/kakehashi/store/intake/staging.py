@@ -1,0 +1,137 @@
+"""De-identified objects of series that are not complete yet: a folder a series.
+
+What lies here is known from the files alone, so that an intake that was cut off goes on where
+it was, with the records' database in reach or not.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from kakehashi.errors import StoreError
+from kakehashi.store.dicom import UID, read_head
+from kakehashi.store.ingest import Origin
+from kakehashi.store.layout import PART, replacing, sync_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_ORIGIN = "origin.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A series as far as it has come.
+
+    Attributes
+    ----------
+    series : str
+        SeriesInstanceUID, de-identified.
+    folder : Path
+    origin : Origin
+    objects : int
+    last : float
+        When the newest object came, seconds since 1970.
+    """
+
+    series: str
+    folder: Path
+    origin: Origin
+    objects: int
+    last: float
+
+
+class Staging:
+    """The folders under ``ROOT/staging``, readable by root only.
+
+    Parameters
+    ----------
+    root : Path
+        ``store.root``.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._folder = root / "staging"
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        for folder in self._folder.glob(f"*{PART}"):
+            shutil.rmtree(folder)
+
+    def put(self, series: str, sop: str, origin: Origin, content: bytes) -> bool:
+        """Add an object, or find that it is there.
+
+        Parameters
+        ----------
+        series, sop : str
+            De-identified UIDs.
+        origin : Origin
+            The series gets the highest tier of its objects.
+        content : bytes
+            The file.
+
+        Returns
+        -------
+        bool
+            False if other content is there under the same UID; it stays.
+
+        Raises
+        ------
+        StoreError
+            A UID is none, so that a path must not be made of it.
+        """
+        for uid in (series, sop):
+            if not UID.fullmatch(uid):
+                raise StoreError(f"{uid!r} is not a valid UID")
+        folder = self._folder / series
+        folder.mkdir(mode=0o700, exist_ok=True)
+        before = _origin(folder)
+        if before is None or origin.tier > before.tier:
+            with replacing(folder / _ORIGIN, mode=0o600) as file:
+                file.write(json.dumps(asdict(origin)).encode())
+            sync_folder(self._folder)
+        target = folder / f"{sop}.dcm"
+        if target.exists():
+            return target.read_bytes() == content
+        with replacing(target, mode=0o600) as file:
+            file.write(content)
+        return True
+
+    def list(self) -> Iterator[Staged]:
+        """Yield the series that are here, sorted by UID."""
+        for folder in sorted(self._folder.iterdir()):
+            if not UID.fullmatch(folder.name):
+                continue  # the lock, or a series that is being removed
+            origin = _origin(folder)
+            objects = [path.stat().st_mtime for path in folder.glob("*.dcm")]
+            if origin is None or not objects:
+                continue
+            yield Staged(folder.name, folder, origin, len(objects), max(objects))
+
+    def withdraw(self, patient_id: str) -> int:
+        """Remove the series of a person; return how many there were."""
+        gone = 0
+        for staged in list(self.list()):
+            head = read_head(next(staged.folder.glob("*.dcm")))
+            if head is not None and str(head.get("PatientID")) == patient_id:
+                self.remove(staged)
+                gone += 1
+        return gone
+
+    def remove(self, series: Staged) -> None:
+        """Forget a series that the store has taken over."""
+        gone = series.folder.with_name(series.folder.name + PART)
+        # First out of sight as a whole: half a series would be packed as if it were one.
+        series.folder.rename(gone)
+        shutil.rmtree(gone)
+
+
+def _origin(folder: Path) -> Origin | None:
+    try:
+        return Origin(**json.loads((folder / _ORIGIN).read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise StoreError(f"{folder / _ORIGIN}: cannot be read ({error})") from error

@@ -1,0 +1,224 @@
+"""A person takes back the consent: all that the store holds of them goes, and stays away.
+
+The order makes it safe to be cut off and repeated. First it is written down who withdrew: from
+then on nothing new of them is taken in, and no cohort has them. Views and running sessions come
+next, then the files, and the rows by which the files are found come last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from itertools import groupby, tee, zip_longest
+from typing import TYPE_CHECKING, Any, Protocol
+
+from kakehashi.errors import StoreError
+from kakehashi.store.layout import Layout, blocks_path, locked
+from kakehashi.store.view import build_view
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from kakehashi.config import Config
+    from kakehashi.store.catalogue import Catalogue, Cohort, Kept, Series
+    from kakehashi.store.cohorts import Affected
+    from kakehashi.store.projects import Trail
+
+
+class Index(Protocol):
+    """The facets' index."""
+
+    def withdraw(self, series_uids: Iterable[str]) -> object:
+        """Leave series out of all answers from now on."""
+
+
+class Cohorts(Protocol):
+    """The record of frozen cohorts."""
+
+    def withdraw(self, series_uids: Iterable[str]) -> list[Affected]:
+        """Put tombstones in their place."""
+
+
+class Reports(Protocol):
+    """The texts of reports."""
+
+    def withdraw(self, study_uids: Iterable[str], patient_id: str) -> int:
+        """Remove the reports of a person."""
+
+
+class Staging(Protocol):
+    """Series that are not complete yet."""
+
+    def withdraw(self, patient_id: str) -> int:
+        """Remove what is there of a person."""
+
+
+@dataclass
+class Withdrawal:
+    """What became of a person's data.
+
+    Attributes
+    ----------
+    patient_id : str
+        The store's key of the person.
+    series, kept, reports, staged, quarantined : int
+        Packs, objects beside them, reports, incomplete series and objects in quarantine that
+        were removed.
+    views : list of str
+        Projects whose views hold or held a series.
+    sessions : list of str
+        Sessions of these that were ended.
+    cohorts : list of dict
+        Frozen cohorts that hold or held a series: ``project``, ``name`` (that of the view is
+        empty), ``version``.
+    trained : list of dict
+        Sessions that were granted a view which held a series: ``session``, ``person``,
+        ``project``, ``time``, ``version``. What was trained in them saw this person.
+    """
+
+    patient_id: str
+    series: int = 0
+    kept: int = 0
+    reports: int = 0
+    staged: int = 0
+    quarantined: int = 0
+    views: list[str] = field(default_factory=list)
+    sessions: list[str] = field(default_factory=list)
+    cohorts: list[dict[str, Any]] = field(default_factory=list)
+    trained: list[dict[str, Any]] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON types."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Everything at a store that holds something of a person.
+
+    Attributes
+    ----------
+    end_sessions : callable
+        Ends all sessions of a project, and returns them.
+    granted : callable
+        Gives the grants of a project so far: ``session``, ``person``, ``time``.
+    """
+
+    config: Config
+    catalogue: Catalogue
+    index: Index
+    cohorts: Cohorts
+    reports: Reports
+    staging: Staging
+    trail: Trail
+    end_sessions: Callable[[str], list[str]]
+    granted: Callable[[str], list[dict[str, Any]]]
+
+
+def withdraw(places: Places, patient_id: str, by: str, reason: str) -> Withdrawal:
+    """Remove a person from the store.
+
+    Parameters
+    ----------
+    places : Places
+    patient_id : str
+        The store's key of the person.
+    by, reason : str
+        Stand in the audit trail.
+
+    Returns
+    -------
+    Withdrawal
+
+    Raises
+    ------
+    StoreError
+        Something could not be removed. What was done stays done; repeat it.
+    """
+    done = Withdrawal(patient_id)
+    layout = Layout(places.config.need_store().root)
+    detail = {"patient": patient_id, "reason": reason}
+    places.trail.append("patient.withdrawn", person=by, detail=detail)
+    places.catalogue.withdraw(patient_id, by, reason)
+    layout.packs.mkdir(mode=0o750, exist_ok=True)
+    # Whoever takes data in at this moment is waited for, and then knows it.
+    with locked(layout.packs / ".lock", wait=True):
+        _clear(places, done)
+    removed = {"patient": patient_id, "series": done.series, "kept": done.kept}
+    places.trail.append("patient.removed", person=by, detail=removed)
+    return done
+
+
+def _clear(places: Places, done: Withdrawal) -> None:
+    patient_id = done.patient_id
+    series, kept = places.catalogue.of_patient(patient_id)
+    uids = [row.series_uid for row in series]
+    places.index.withdraw(uids)
+    done.cohorts = [
+        {"project": one.project, "name": one.name, "version": one.version}
+        for one in places.cohorts.withdraw(uids)
+    ]
+    for project, versions in _holding(places.catalogue, set(uids)).items():
+        done.views.append(project)
+        done.cohorts += [
+            {"project": project, "name": "", "version": held.cohort.version} for held in versions
+        ]
+        done.trained += _trained(places.granted(project), versions)
+        if any(project == one.id for one in places.config.projects):
+            build_view(places.config, project, places.catalogue)
+        # After the view: a session that begins now sees the new one.
+        done.sessions += places.end_sessions(project)
+    done.staged = places.staging.withdraw(patient_id)
+    done.reports = places.reports.withdraw({row.study_uid for row in series}, patient_id)
+    layout = Layout(places.config.need_store().root)
+    done.series, done.kept = _remove(layout, places.catalogue, series, kept)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A frozen cohort of a view, and until when it was in force."""
+
+    cohort: Cohort
+    until: str | None
+
+
+def _holding(catalogue: Catalogue, series: set[str]) -> dict[str, list[_Held]]:
+    """Return, by project, the cohorts of its view that held one of the series."""
+    found: dict[str, list[_Held]] = {}
+    for project, versions in groupby(catalogue.cohort_history(), lambda one: one.project):
+        following: Iterator[Cohort | None]
+        now, following = tee(versions)
+        next(following, None)
+        for cohort, later in zip_longest(now, following):
+            if not series.isdisjoint(cohort.series):
+                held = _Held(cohort, None if later is None else later.frozen_at)
+                found.setdefault(project, []).append(held)
+    return found
+
+
+def _trained(grants: list[dict[str, Any]], versions: list[_Held]) -> list[dict[str, Any]]:
+    """Return the grants that were given while one of the cohorts was in force."""
+    return [
+        grant | {"project": held.cohort.project, "version": held.cohort.version}
+        for held in versions
+        for grant in grants
+        if held.cohort.frozen_at <= grant["time"] and (not held.until or grant["time"] < held.until)
+    ]
+
+
+def _remove(
+    layout: Layout, catalogue: Catalogue, series: list[Series], kept: list[Kept]
+) -> tuple[int, int]:
+    files: list[Path] = [layout.absolute(row.path) for row in kept]
+    for row in series:
+        pack = layout.absolute(row.path)
+        files += [pack, blocks_path(pack)]
+    try:
+        for path in files:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"{error.filename}: cannot be removed ({error.strerror}); repeat it when it can"
+        ) from error
+    catalogue.forget((row.series_uid for row in series), (row.sha256 for row in kept))
+    return len(series), len(kept)
