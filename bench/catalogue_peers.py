@@ -156,7 +156,8 @@ class Duck(Peer):
         self._connection.execute("CHECKPOINT")
 
     def ask(self, sql: str) -> list[tuple[Any, ...]]:
-        return self._connection.execute(sql).fetchall()
+        rows: list[tuple[Any, ...]] = self._connection.execute(sql).fetchall()
+        return rows
 
     def bytes_on_disk(self) -> int:
         return self._path.stat().st_size

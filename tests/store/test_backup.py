@@ -37,7 +37,7 @@ from kakehashi.store.view import build_view
 
 from .conftest import DATA, StoreUnderTest, settings
 from .kill import killed
-from .test_catalogue import KEPT, ROW, database, postgresql  # noqa: F401 - fixtures
+from .test_catalogue import KEPT, ROW
 
 MORE = [
     dataclasses.replace(ROW, series_uid="1.2.4", patient_id="患者-2", study_uid="1.3"),
@@ -185,7 +185,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("into", ["sqlite", "postgresql"])
-def test_a_backup_comes_back_on_either_database(database, into, tmp_path, postgresql):  # noqa: F811
+def test_a_backup_comes_back_on_either_database(database, into, tmp_path, postgresql):
     catalogue = fill(database)
     before = content(catalogue)
     rows = catalogue.list_series()
@@ -382,7 +382,7 @@ def test_a_column_that_this_software_lacks_is_refused(record, tmp_path):
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
-def test_a_type_that_only_one_database_has_is_refused(database, tmp_path):  # noqa: F811
+def test_a_type_that_only_one_database_has_is_refused(database, tmp_path):
     catalogue = Catalogue.open(database.need_store())
     with catalogue.engine.begin() as connection:
         connection.execute(sa.text("CREATE TABLE odd (id INTEGER PRIMARY KEY, words TSVECTOR)"))

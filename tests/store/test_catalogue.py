@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import os
-import pwd
-import shutil
-import signal
 import sqlite3
-import subprocess
-import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -75,80 +68,6 @@ KEPT = Kept(
     added_at="2026-01-01T00:00:00Z",
     refers_to=("1.2.3", "1.2.4"),
 )
-
-
-def program(name: str) -> str | None:
-    folders = [*sorted(Path("/usr/lib/postgresql").glob("*/bin")), Path("/usr/local/bin")]
-    return shutil.which(name, path=os.pathsep.join(map(str, folders))) or shutil.which(name)
-
-
-@pytest.fixture(scope="session")
-def postgresql():
-    """URL of a PostgreSQL of our own, on a socket in a temporary folder."""
-    psycopg = pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
-    initdb, postgres = program("initdb"), program("postgres")
-    if initdb is None or postgres is None:
-        pytest.skip("PostgreSQL is not installed")
-    who = {}
-    # Not under pytest's folder: other users cannot pass through that, and runs of pytest at
-    # the same time tidy it.
-    with tempfile.TemporaryDirectory(prefix="kakehashi-pg-") as folder:
-        if os.geteuid() == 0:  # PostgreSQL refuses to run as root
-            nobody = pwd.getpwnam("nobody")
-            os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-            who = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-        data = f"{folder}/data"
-        subprocess.run(
-            [initdb, "-D", data, "-U", "test", "-A", "trust", "-E", "UTF8", "--no-sync"],
-            check=True,
-            cwd=folder,
-            stdout=subprocess.DEVNULL,
-            **who,
-        )
-        with Path(folder, "log").open("wb") as log:
-            options = ["-c", "listen_addresses=", "-c", "fsync=off"]
-            server = subprocess.Popen(
-                [postgres, "-D", data, "-k", folder, *options], cwd=folder, stderr=log, **who
-            )
-        try:
-            deadline = time.monotonic() + 60
-            while True:
-                assert server.poll() is None, Path(folder, "log").read_text()
-                try:
-                    psycopg.connect(host=folder, user="test", dbname="postgres").close()
-                    break
-                except psycopg.OperationalError:
-                    assert time.monotonic() < deadline, Path(folder, "log").read_text()
-            yield f"postgresql+psycopg://test@/postgres?host={folder}"
-        finally:
-            server.send_signal(signal.SIGQUIT)  # its immediate shutdown
-            server.wait(60)
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request, tmp_path):
-    """Settings of a store on each of the databases, empty."""
-    root = tmp_path / "root"
-    root.mkdir()
-    if request.param == "sqlite":
-        return Config.model_validate(settings(root))
-    url = request.getfixturevalue("postgresql")
-    config = Config.model_validate(settings(root, database=url))
-    import sqlalchemy as sa
-
-    engine = sa.create_engine(url)
-    with engine.begin() as connection:
-        connection.execute(sa.text("DROP SCHEMA public CASCADE"))
-        connection.execute(sa.text("CREATE SCHEMA public"))
-    engine.dispose()
-    return config
-
-
-@pytest.fixture
-def catalogue(database):
-    opened = Catalogue.open(database.need_store())
-    yield opened
-    opened.close()
 
 
 def test_a_row_comes_back_as_it_was(catalogue, database):

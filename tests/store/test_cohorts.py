@@ -14,13 +14,11 @@ from kakehashi.store.catalogue import Catalogue
 from kakehashi.store.cohorts import Cohorts, WithdrawnMeanwhileError
 from kakehashi.store.service import records
 
-from .test_catalogue import database, postgresql  # noqa: F401 - fixtures
-
 A, B, C = (("1.2.1", "a" * 64), ("1.2.2", "b" * 64), ("1.2.3", "c" * 64))
 
 
 @pytest.fixture
-def cohorts(database):  # noqa: F811
+def cohorts(database):
     records.folder(database.need_store().root).mkdir()
     opened = Cohorts.open(database.need_store())
     yield opened
@@ -35,7 +33,7 @@ def freeze(cohorts, cohort, *members):
     return cohorts.freeze(cohort, members, by="sato", withdrawals=cohorts.withdrawals())
 
 
-def test_a_cohort_comes_back_as_it_was(cohorts, database):  # noqa: F811
+def test_a_cohort_comes_back_as_it_was(cohorts, database):
     saved = save(cohorts, name="肺 1", query="description == '造影'", sex=["M", "F", "F"])
     assert saved.selections == {"sex": ["F", "M"]}
     assert cohorts.find(saved.id, "ct", "sato") == saved
@@ -124,7 +122,7 @@ def test_what_is_withdrawn_leaves_a_tombstone_and_the_hash_stays(cohorts):
     assert freeze(cohorts, lung, B).version == 3
 
 
-def test_nothing_of_a_withdrawn_series_is_left_but_the_hash_of_its_entry(cohorts, database):  # noqa: F811
+def test_nothing_of_a_withdrawn_series_is_left_but_the_hash_of_its_entry(cohorts, database):
     lung = save(cohorts)
     freeze(cohorts, lung, A, B)
     cohorts.withdraw([A[0]])
@@ -172,14 +170,14 @@ def test_many_who_freeze_at_once_get_one_version_each_list(cohorts):
     assert len({version.sha256 for version in versions}) == 4
 
 
-def test_cohorts_and_catalogue_live_in_one_database(cohorts, database):  # noqa: F811
+def test_cohorts_and_catalogue_live_in_one_database(cohorts, database):
     catalogue = Catalogue.open(database.need_store())
     assert catalogue.cohort("ct") is None
     catalogue.close()
     assert save(cohorts).name == "lung"
 
 
-def test_a_missing_folder_is_a_clear_error(database):  # noqa: F811
+def test_a_missing_folder_is_a_clear_error(database):
     if database.need_store().database is None:
         with pytest.raises(StoreError, match="kakehashi store init"):
             Cohorts.open(database.need_store())

@@ -29,7 +29,6 @@ from kakehashi.store.pace import Pace
 from kakehashi.store.view import build_view
 
 from .conftest import DATA, StoreUnderTest, settings
-from .test_catalogue import database, postgresql  # noqa: F401 - fixtures
 
 PATIENCE_S = 60
 
@@ -558,7 +557,7 @@ def test_a_storage_that_is_not_mounted_is_one_message(filled, monkeypatch):
         fsck(filled.config, filled.catalogue)
 
 
-def test_it_works_on_both_databases(database, made):  # noqa: F811
+def test_it_works_on_both_databases(database, made):
     root = database.need_store().root
     shutil.copytree(made / "packs", root / "packs")
     source = Catalogue.open(Config.model_validate(settings(made)).need_store())

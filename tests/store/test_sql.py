@@ -15,7 +15,7 @@ from kakehashi.store import sql
 from kakehashi.store.query import FALSE, TRUE, And, Condition, Not, Or, Query, matches, parse
 
 from .conftest import StoreUnderTest
-from .test_catalogue import ROW, catalogue, database, postgresql  # noqa: F401 - fixtures
+from .test_catalogue import ROW
 
 TEXTS = ["CT", "MR", "ct", "", "胸部", "CHEST 1", "ab'c", "\uff38", None]
 NUMBERS = [0.0, 0.5, 1.25, 512.0, None]
@@ -87,7 +87,7 @@ def rows() -> list:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(query=queries())
-def test_the_catalogue_gives_what_a_query_means(catalogue, query):  # noqa: F811
+def test_the_catalogue_gives_what_a_query_means(catalogue, query):
     if not catalogue.list_series():
         for row in rows():
             catalogue.add_series(row)
@@ -95,7 +95,7 @@ def test_the_catalogue_gives_what_a_query_means(catalogue, query):  # noqa: F811
     assert [row.series_uid for row in catalogue.select(query)] == expected
 
 
-def test_the_database_does_the_work_where_it_can(catalogue, monkeypatch):  # noqa: F811
+def test_the_database_does_the_work_where_it_can(catalogue, monkeypatch):
     for row in rows():
         catalogue.add_series(row)
     looked_at = []
@@ -106,7 +106,7 @@ def test_the_database_does_the_work_where_it_can(catalogue, monkeypatch):  # noq
     assert 0 < len(looked_at) < 10
 
 
-def test_a_translation_that_leaves_rows_out_is_found(catalogue, monkeypatch):  # noqa: F811
+def test_a_translation_that_leaves_rows_out_is_found(catalogue, monkeypatch):
     for row in rows():
         catalogue.add_series(row)
     query = parse("not thickness == 0.5")

@@ -6,13 +6,12 @@ import pytest
 
 from kakehashi.config import Config
 from tests.store.conftest import settings
-from tests.store.test_catalogue import database, postgresql  # noqa: F401 - fixtures
 
 from .serving import running, series
 
 
 @pytest.fixture
-def on_both(database):  # noqa: F811
+def on_both(database):
     """The service on SQLite and on PostgreSQL."""
     with running(database, series(150)) as service:
         yield service

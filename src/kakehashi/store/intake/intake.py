@@ -53,6 +53,9 @@ LONGEST_PAUSE_S = 60.0
 SUMMARY_S = 60.0
 """Seconds between two summaries of what came."""
 
+TIDY_S = 3600.0
+"""Seconds between two looks for what the journal may lose: each reads all of it."""
+
 ARRIVALS = "arrivals.json"
 """Name of the summary below the store's root."""
 
@@ -130,8 +133,9 @@ class Intake:
         self._as_receiver = as_receiver
         self._clock = clock
         self._staging = Staging(store.root)
-        self._position_file = store.root / "receive" / "intake.json"
+        self._position_file = store.root / "staging" / ".position.json"
         self._said: float | None = None
+        self._tidied: float | None = None
         self.progress = Progress()
 
     def run(self, stop: threading.Event) -> None:
@@ -153,6 +157,7 @@ class Intake:
                         behind = False
                     busy = self.take() + self.finish()
                     self._say()
+                    self._tidy()
                     pause = PAUSE_S
                 except (StoreError, OSError) as error:
                     _log.warning("the intake waits %.0f s: %s", pause, error)
@@ -174,6 +179,7 @@ class Intake:
             self.take()
             self.finish(quiet_s=0)
             self._say()
+            self._tidy()
 
     def take(self) -> int:
         """De-identify and stage what the inbox has; return how many objects that were."""
@@ -293,6 +299,14 @@ class Intake:
                 found = summarise(self._inbox, waiting, senders)
             found.write(self._store.root / ARRIVALS)
             self._said = now
+
+    def _tidy(self) -> None:
+        """Let go of what the journal has of objects that were dealt with, once an hour."""
+        now, position = self._clock(), self._position()
+        if self._tidied is None or now - self._tidied >= TIDY_S:
+            with self._as_receiver():
+                self._inbox.trim(position)
+            self._tidied = now
 
     def _position(self) -> int:
         try:
