@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
-import random
-import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -23,6 +18,7 @@ from kakehashi.store.receive.arrivals import expect, read_list
 from kakehashi.store.receive.figures import day_of
 
 from ..conftest import DATA, files_of
+from ..kill import killed
 from .conftest import Hospital, open_hospital, send
 
 
@@ -220,37 +216,18 @@ def test_while_the_database_is_away_nothing_is_lost(hospital, monkeypatch):
     assert hospital.waiting() == 0
 
 
-RUN = """
-import sys
-from pathlib import Path
-from kakehashi.config import Config
-from tests.store.conftest import settings
-from tests.store.intake.conftest import open_hospital
-print("begin", flush=True)
-open_hospital(Config.model_validate(settings(Path(sys.argv[1])))).intake().once()
-"""
-
-
 def test_killed_anywhere_it_ends_with_the_same_store(hospital, tmp_path):
     sent = [*files_of("ct_chest"), *files_of("mr_adc")]
     hospital.send(sent)
-    chance = random.Random(5)
-    root = Path(__file__).parents[3]
-    kills = 0
-    for _ in range(60):
-        process = subprocess.Popen(
-            [sys.executable, "-c", RUN, str(hospital.root)], cwd=root, stdout=subprocess.PIPE
-        )
-        process.stdout.readline()
-        try:
-            process.wait(chance.uniform(0, 1.5))
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
-        if process.wait() == 0:
-            break
-    assert process.returncode == 0
-    assert kills > 0
+
+    def work() -> None:
+        open_hospital(hospital.config).intake().once()
+
+    # Each run goes on where the one before was cut off, and is cut off at another place.
+    cuts = sum(killed(hospital.root, number, work) for number in range(1, 30))
+    assert cuts > 10
+    while killed(hospital.root, 1000, work):
+        cuts += 1
     assert hospital.waiting() == 0
     assert hospital.reasons() == []
     packs = {row.series_uid: row for row in hospital.catalogue.list_series()}
