@@ -61,6 +61,7 @@ KEPT = Kept(
     series_uid="1.2.9",
     study_uid="1.2",
     patient_id="患者-1",
+    tier=2,
     modality="RTSTRUCT",
     reason="RT Structure Set Storage: not a CT, MR or PET image",
     path="kept/bb/1.2.3.4.dcm",

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from types import SimpleNamespace
 
+import pydicom
 import pytest
 
 from kakehashi.audit import Audit
@@ -35,7 +36,7 @@ def full(store: StoreUnderTest):
     host = store.config.need_store()
     (store.root / "service").mkdir()
     index = opened(host)
-    catch_up(store.catalogue, index)
+    catch_up(host, store.catalogue, index)
     cohorts, reports, staging = Cohorts.open(host), Reports.open(host), Staging(store.root)
     for name in ("ct", "everything"):
         build_view(store.config, name, store.catalogue)
@@ -43,7 +44,8 @@ def full(store: StoreUnderTest):
         reports.add(row.study_uid, "F01", f"所見 of {row.patient_id}", patient_id=row.patient_id)
     for name in ("sts_ct", "ct_chest"):
         path = files_of(name)[0]
-        staging.put(f"1.2.{len(name)}", "1.2.3", Origin("F01"), path.read_bytes())
+        patient = str(pydicom.dcmread(path, stop_before_pixels=True).PatientID)
+        staging.put(f"1.2.{len(name)}", "1.2.3", Origin("F01"), patient, path.read_bytes())
     saved = cohorts.save(project="ct", owner="tanaka", name="all", query="True", selections={})
     members = [(row.series_uid, row.blocks) for row in rows]
     cohorts.freeze(saved, members, by="tanaka", withdrawals=cohorts.withdrawals())
@@ -67,11 +69,15 @@ def full(store: StoreUnderTest):
             staging=staging,
             trail=Audit(store.root / "audit.jsonl"),
             end_sessions=lambda project: ended.append(project) or [f"session of {project}"],
-            granted=lambda project: [{"session": project, "person": "tanaka", "time": TIME}],
+            granted=lambda project: [grant(project, TIME, None)],
         ),
     )
     cohorts.close()
     reports.close()
+
+
+def grant(session: str, time: str, until: str | None) -> dict[str, str | None]:
+    return {"session": session, "person": "tanaka", "time": time, "until": until}
 
 
 def theirs(full) -> list:
@@ -113,8 +119,10 @@ def test_a_person_is_gone_from_everything(full):
 
 def test_who_saw_the_person_is_listed_and_their_sessions_end(full):
     done = withdraw(full.places, full.gone, "manager", "asked to")
-    assert done.views == full.ended == ["ct", "everything"]
-    assert done.sessions == ["session of ct", "session of everything"]
+    assert done.views == ["ct", "everything"]
+    # Before the view is built anew, and once more after it.
+    assert full.ended == ["ct", "everything"] * 2
+    assert set(done.sessions) == {"session of ct", "session of everything"}
     assert [(one["project"], one["name"], one["version"]) for one in done.cohorts] == [
         ("ct", "all", 1),
         ("ct", "", 1),
@@ -125,11 +133,11 @@ def test_who_saw_the_person_is_listed_and_their_sessions_end(full):
         ("everything", "tanaka", 1),
     ]
     kinds = [record.kind for record in full.audit.records()]
-    assert kinds == ["patient.withdrawn", "patient.removed"]
+    assert kinds == ["patient.withdrawn", "patient.seen", "patient.removed"]
 
 
 def test_a_grant_from_before_the_person_was_there_is_not_listed(full):
-    early = [{"session": "s", "person": "tanaka", "time": "1999-01-01T00:00:00Z"}]
+    early = [grant("s", "1999-01-01T00:00:00Z", "1999-01-01T01:00:00.5Z")]
     places = dataclasses.replace(full.places, granted=lambda project: early)
     assert withdraw(places, full.gone, "manager", "asked to").trained == []
 
@@ -184,3 +192,25 @@ def test_nobody_else_is_touched_by_an_id_that_is_not_there(full):
     done = withdraw(full.places, "K-nobody", "manager", "wrong id")
     assert (done.series, done.kept, done.views, full.ended) == (0, 0, [], [])
     assert len(full.store.catalogue.list_series()) == len(full.rows)
+
+
+def test_a_session_that_went_on_into_the_cohort_is_listed(full):
+    long = [grant("s", "1999-01-01T00:00:00Z", None)]
+    places = dataclasses.replace(full.places, granted=lambda project: long)
+    assert [one["version"] for one in withdraw(places, full.gone, "m", "r").trained] == [1, 1]
+
+
+def test_damage_in_a_view_keeps_nothing_of_the_person(full):
+    (other,) = (row for row in full.rows if row.patient_id != full.gone)
+    Layout(full.store.root).absolute(other.path).write_bytes(b"damaged")
+    forgotten = full.store.root / "views" / "forgotten" / "series"
+    forgotten.mkdir(parents=True)
+    row = theirs(full)[0]
+    (forgotten / f"{row.series_uid}.ozx").hardlink_to(Layout(full.store.root).absolute(row.path))
+    done = withdraw(full.places, full.gone, "manager", "asked to")
+    assert len(done.problems) == 2
+    assert not [
+        path
+        for path in (full.store.root / "views").rglob("*.ozx")
+        if path.stem in {row.series_uid for row in theirs(full)}
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import signal
 import threading
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ def intake(
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """De-identify what was received, pack complete series, and keep the index, until SIGTERM."""
+    # What lies in memory is identifiable.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("pydicom").setLevel(logging.ERROR)
     with _opened(configuration.load(config)) as worker:
@@ -66,7 +69,9 @@ def report(
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """Take a hospital's list of reports: de-identified, linked with their studies, searchable."""
+    from kakehashi.store.catalogue import Catalogue
     from kakehashi.store.intake.reports import read_list, take
+    from kakehashi.store.layout import Layout, locked
     from kakehashi.store.service.reports import Reports
 
     settings = configuration.load(config)
@@ -76,13 +81,22 @@ def report(
         raise ConfigError(
             f"no sender's facility is {facility!r}; there are {', '.join(sorted(known)) or 'none'}"
         )
+    catalogue = Catalogue.open(store)
     reports = Reports.open(store)
+    Layout(store.root).packs.mkdir(mode=0o750, exist_ok=True)
     try:
         sent = list(read_list(table))
-        new = take(sent, facility, _deidentifier(settings), reports)
+        with locked(Layout(store.root).packs / ".lock", wait=True):
+            # Who withdraws takes this lock too, and is either before us or behind us.
+            withdrawn = catalogue.withdrawn()
+            new = take(sent, facility, _deidentifier(settings), reports, withdrawn)
     finally:
         reports.close()
-    typer.echo(f"{facility}: {new} new reports, {len(sent) - new} were there already")
+        catalogue.close()
+    typer.echo(
+        f"{facility}: {new} new reports, {len(sent) - new} not taken: they were there, or the "
+        "person withdrew"
+    )
 
 
 def _deidentifier(settings: Config) -> Deidentifier:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kakehashi import config as configuration
+from kakehashi.cli.rights import end_sessions
 from kakehashi.cli.trail import StoreTrail
 from kakehashi.errors import StoreError
 
@@ -113,8 +114,12 @@ def end(
     before = configuration.load(config)
     _projects(before).end(project, by, reason)
     _tell_the_store(before)
+    ended = end_sessions(before, project, by, "the project has ended")
     remove_view(before, project)
-    typer.echo(f"{project}: ended; its work folder stays until somebody removes it")
+    typer.echo(
+        f"{project}: ended, with {len(ended)} session(s); its work folder stays until somebody "
+        "removes it"
+    )
 
 
 @app.command("list")

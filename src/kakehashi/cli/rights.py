@@ -17,6 +17,7 @@ from kakehashi.errors import StoreError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from kakehashi.config import Config
     from kakehashi.store.authority.authority import Authority
     from kakehashi.store.authority.book import BlockKind
 
@@ -48,6 +49,23 @@ def _authority(config: Path) -> Iterator[Authority]:
             yield authority
         finally:
             authority.close()
+
+
+def end_sessions(loaded: Config, project: str, by: str, reason: str) -> list[str]:
+    """End all sessions of a project, and return them."""
+    from kakehashi.store.authority.accounts import acting_as
+    from kakehashi.store.authority.authority import Authority
+    from kakehashi.store.authority.layout import names
+
+    with acting_as(names(loaded.need_store()).authority):
+        authority = Authority(loaded)
+        try:
+            live = [one["session"] for one in authority.live() if one["project"] == project]
+            for session in live:
+                authority.revoke(None, session, by, reason)
+        finally:
+            authority.close()
+    return live
 
 
 def _whom(person: str | None, site: str | None) -> tuple[BlockKind, str]:

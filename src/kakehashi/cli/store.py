@@ -130,7 +130,7 @@ def index(config: ConfigOption = DEFAULT_CONFIG) -> None:
     ):
         bars = _Bars(progress)
         found = opened(settings.need_store())
-        added = catch_up(catalogue, found, bars.series)
+        added = catch_up(settings.need_store(), catalogue, found, bars.series)
     _print(f"{added} series added, {found.rows} in the index")
 
 

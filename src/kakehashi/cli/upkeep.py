@@ -164,6 +164,7 @@ def restore(
         restored = put_back(
             configuration.load(config), source, replace=replace, without=gone, progress=progress
         )
+    _leave_out(configuration.load(config), restored.left_out)
     _print_rows(restored.rows)
     left = f"; {len(restored.left_out)} series left out: withdrawn" if restored.left_out else ""
     _print(
@@ -214,6 +215,26 @@ def snapshot(
     from kakehashi.store.quota import snapshot as keep
 
     _print(str(keep(configuration.load(config).need_store(), project)))
+
+
+def _leave_out(settings: configuration.Config, series: frozenset[str]) -> None:
+    """Take who withdrew out of the reports and cohorts that came back."""
+    from kakehashi.store.catalogue import Catalogue
+    from kakehashi.store.cohorts import Cohorts
+    from kakehashi.store.service.reports import Reports
+
+    store = settings.need_store()
+    if not (store.root / "service").is_dir():
+        return
+    catalogue = Catalogue.open(store)
+    cohorts, reports = Cohorts.open(store), Reports.open(store)
+    try:
+        cohorts.withdraw(series)
+        for patient in catalogue.withdrawn():
+            reports.withdraw((), patient)
+    finally:
+        for record in (cohorts, reports, catalogue):
+            record.close()
 
 
 def _print_rows(rows: dict[str, int]) -> None:

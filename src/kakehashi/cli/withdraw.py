@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kakehashi import config as configuration
+from kakehashi.cli.rights import end_sessions
 from kakehashi.cli.trail import StoreTrail
+from kakehashi.errors import StoreError
 
 if TYPE_CHECKING:
     from kakehashi.config import Config, StoreHost
+    from kakehashi.store.catalogue import Catalogue
     from kakehashi.store.withdraw import Withdrawal
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", envvar="KAKEHASHI_CONFIG", help="The deployment's settings.")
 ]
 DEFAULT_CONFIG = Path("/etc/kakehashi.toml")
+_WHY = "a person withdrew from the project's data"
 
 
 def withdraw(
     patient: Annotated[
-        str, typer.Argument(metavar="PATIENT", help="The id that the hospital has for the person.")
-    ],
+        str | None,
+        typer.Argument(
+            metavar="[PATIENT]",
+            help="The id that the hospital has for the person; - reads it from standard input, "
+            "where no other account of this machine sees it.",
+        ),
+    ] = None,
     *,
-    facility: Annotated[str, typer.Option(help="The hospital, by the store's name for it.")],
     by: Annotated[str, typer.Option(help="Who does it; it stands in the audit trail.")],
     reason: Annotated[str, typer.Option(help="Why.")],
+    facility: Annotated[
+        str | None, typer.Option(help="The hospital, by the store's name for it.")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="The store's own id of the person, instead of both.")
+    ] = None,
     backup: Annotated[
         list[Path] | None,
         typer.Option(help="A backup of the record that is cleared as well; may be repeated."),
@@ -43,30 +58,58 @@ def withdraw(
     """
     from kakehashi.store.backup import scrub
     from kakehashi.store.catalogue import Catalogue
-    from kakehashi.store.deidentify import Deidentifier, load_key
-    from kakehashi.store.layout import Layout
 
+    if (key is None) == (patient is None or facility is None):
+        raise typer.BadParameter("give PATIENT and --facility, or --key")
+    if patient == "-":
+        patient = sys.stdin.readline().strip()
     settings = configuration.load(config)
     store = settings.need_store()
-    key = Deidentifier(load_key(Layout(store.root).deidentification_key)).patient_id(
-        facility, patient
-    )
     catalogue = Catalogue.open(store)
     try:
+        if key is None:
+            _check_facility(store, catalogue, str(facility))
+            key = _key(store, str(facility), str(patient))
+        again = key in catalogue.withdrawn()
         done = _withdraw(settings, catalogue, key, by, reason)
-        done.quarantined = _clear_quarantine(store, facility, patient)
+        if patient is not None and facility is not None:
+            done.quarantined = _clear_quarantine(store, facility, patient)
+        # Before what may fail still: a repetition could not tell who saw the person.
+        if as_json:
+            typer.echo(json.dumps(done.as_json(), ensure_ascii=False, indent=2))
+        else:
+            _print(done)
         for target in backup or ():
             scrub(target, {key})
     finally:
         catalogue.close()
-    if as_json:
-        typer.echo(json.dumps(done.as_json(), ensure_ascii=False, indent=2))
-    else:
-        _print(done, len(backup or ()))
+    if done.problems:
+        raise StoreError("; ".join(done.problems))
+    if not (done.series or done.kept or done.reports or done.staged or done.quarantined or again):
+        raise StoreError(
+            f"the store had nothing of {key}; is it the right hospital and id? It is noted as "
+            "withdrawn all the same"
+        )
+
+
+def _key(store: StoreHost, facility: str, patient: str) -> str:
+    from kakehashi.store.deidentify import Deidentifier, load_key
+    from kakehashi.store.layout import Layout
+
+    key = load_key(Layout(store.root).deidentification_key)
+    return Deidentifier(key).patient_id(facility, patient)
+
+
+def _check_facility(store: StoreHost, catalogue: Catalogue, facility: str) -> None:
+    known = {sender.facility for sender in store.receive.senders} | catalogue.facilities()
+    if facility not in known:
+        raise StoreError(
+            f"no hospital is called {facility!r}; there are {', '.join(sorted(known)) or 'none'}"
+        )
 
 
 def _withdraw(
-    settings: Config, catalogue: Any, patient_id: str, by: str, reason: str
+    settings: Config, catalogue: Catalogue, patient_id: str, by: str, reason: str
 ) -> Withdrawal:
     from kakehashi.store.cohorts import Cohorts
     from kakehashi.store.indexing import opened
@@ -84,13 +127,12 @@ def _withdraw(
         reports=Reports.open(store),
         staging=Staging(store.root),
         trail=StoreTrail(settings),
-        end_sessions=lambda project: _end_sessions(settings, project, by),
+        end_sessions=lambda project: end_sessions(settings, project, by, _WHY),
         granted=lambda project: _granted(settings, project),
     )
     done = withdraw(places, patient_id, by, reason)
-    if done.series:
-        # Only now are the person's values out of the index's files, too.
-        index.compact()
+    # Only now are the person's values out of the index's files, too.
+    index.compact()
     return done
 
 
@@ -112,22 +154,6 @@ def _clear_quarantine(store: StoreHost, facility: str, patient: str) -> int:
     return gone
 
 
-def _end_sessions(settings: Config, project: str, by: str) -> list[str]:
-    from kakehashi.store.authority.accounts import acting_as
-    from kakehashi.store.authority.authority import Authority
-    from kakehashi.store.authority.layout import names
-
-    with acting_as(names(settings.need_store()).authority):
-        authority = Authority(settings)
-        try:
-            live = [one["session"] for one in authority.live() if one["project"] == project]
-            for session in live:
-                authority.revoke(None, session, by, "a person withdrew from the project's data")
-        finally:
-            authority.close()
-    return live
-
-
 def _granted(settings: Config, project: str) -> list[dict[str, Any]]:
     """Return the grants of a project, as the audit trail has them."""
     from kakehashi.audit import Audit
@@ -143,16 +169,19 @@ def _granted(settings: Config, project: str) -> list[dict[str, Any]]:
                 mine.add(record.session)
             elif record.kind == "session.granted" and record.session in mine:
                 about = {"session": record.session, "person": record.person, "time": record.time}
-                grants.append(about)
+                grants.append(about | {"until": None})
+            elif record.kind == "session.ended" and record.session in mine:
+                for grant in grants:
+                    if grant["session"] == record.session:
+                        grant["until"] = record.time
     return grants
 
 
-def _print(done: Withdrawal, backups: int) -> None:
+def _print(done: Withdrawal) -> None:
     typer.echo(
         f"{done.patient_id}: {done.series} series, {done.kept} objects, {done.reports} reports and "
         f"{done.staged} incomplete series removed, {done.quarantined} objects in quarantine; "
-        f"{len(done.views)} view(s) built anew, "
-        f"{len(done.sessions)} session(s) ended, {backups} backup(s) cleared"
+        f"{len(done.views)} view(s) built anew, {len(done.sessions)} session(s) ended"
     )
     for cohort in done.cohorts:
         name = cohort["name"] or "the view"

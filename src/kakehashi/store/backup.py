@@ -17,8 +17,10 @@ import json
 import os
 import shutil
 import sqlite3
+import tempfile
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
@@ -27,12 +29,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from kakehashi.errors import StoreError
 from kakehashi.store import folders, portable
 from kakehashi.store.catalogue import Catalogue, now
+from kakehashi.store.cohorts import Cohorts
 from kakehashi.store.layout import PART, Layout, locked, replacing, sync_folder
 from kakehashi.store.leftout import WITHDRAWN, LeftOut
+from kakehashi.store.service.records import sqlite as service_engine
+from kakehashi.store.service.reports import Reports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
-    from pathlib import Path
 
     from kakehashi.config import Config
 
@@ -206,16 +210,50 @@ def scrub(target: Path, patients: Collection[str]) -> int:
             new = _write_table(target, table, map(_line, kept))
             removed += table["rows"] - new["rows"]
             tables.append(new)
-        _finish(target, document | {"tables": tables})
-        named = {one["file"] for one in [*tables, *document["folders"]]}
-        for path in (target / "tables").iterdir():
-            if path.relative_to(target).as_posix() not in named:
+        saved = [
+            _scrub_service(target, one, patients, left_out.series)
+            if one["folder"] == folders.SERVICE
+            else one
+            for one in document["folders"]
+        ]
+        _finish(target, document | {"tables": tables, "folders": saved})
+        named = {one["file"] for one in [*tables, *saved]} | {MANIFEST, "tables"}
+        for path in (*(target / "tables").iterdir(), *target.iterdir()):
+            if path.relative_to(target).as_posix() in named:
+                continue
+            if path.is_dir():  # left of one that was killed
+                shutil.rmtree(path)
+            else:
                 path.unlink()
         sync_folder(target / "tables")
+        sync_folder(target)
     except OSError as error:
         raise StoreError(f"{error.filename or target}: {error.strerror}; repeat it") from error
     verify(target)
     return removed
+
+
+def _scrub_service(
+    target: Path, saved: dict[str, Any], patients: Collection[str], series: Collection[str]
+) -> dict[str, Any]:
+    """Write the folder of reports and cohorts anew without some people."""
+    with tempfile.TemporaryDirectory(prefix=".scrub-", dir=target) as work:
+        folders.unpack(target / saved["file"], Path(work), folders.SERVICE)
+        folder = Path(work) / folders.SERVICE
+        for name in ("reports", "cohorts"):
+            path = folder / f"{name}.sqlite"
+            if not path.exists():
+                continue
+            engine = service_engine(path)
+            try:
+                if name == "cohorts":
+                    Cohorts(engine).withdraw(series)
+                else:
+                    for patient in patients:
+                        Reports(engine).withdraw((), patient)
+            finally:
+                engine.dispose()
+        return _write_folder(target, folder)
 
 
 def withdrawn(catalogue: Catalogue) -> set[str]:

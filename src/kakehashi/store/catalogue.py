@@ -76,6 +76,7 @@ _KEPT = sa.Table(
     sa.Column("series_uid", sa.Text, index=True),
     sa.Column("study_uid", sa.Text),
     sa.Column("patient_id", sa.Text, index=True),
+    sa.Column("tier", sa.SmallInteger, nullable=False, server_default="1"),
     sa.Column("modality", sa.Text),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("path", sa.Text, nullable=False),
@@ -232,6 +233,7 @@ class Kept:
     series_uid: str | None
     study_uid: str | None
     patient_id: str | None
+    tier: int
     modality: str | None
     reason: str
     path: str
@@ -371,6 +373,11 @@ class Catalogue:
         """Return the series that meet a query, sorted by UID, but those of who withdrew."""
         rows = self._select(sa.select(_SERIES).where(narrowing(query, _SERIES), _STAYS))
         return [row for row in rows if matches(query, row)]
+
+    def facilities(self) -> set[str]:
+        """Return the hospitals that series are from."""
+        with self.transaction() as connection:
+            return set(connection.scalars(sa.select(_SERIES.c.facility).distinct()))
 
     def count(self) -> int:
         """Return how many series there are, but those of who withdrew."""

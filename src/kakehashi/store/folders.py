@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-SAVED = ("authority", APPROVED, "secrets")
+SERVICE = "service"
+"""Reports and cohorts, where they are not in the store's database."""
+
+SAVED = ("authority", APPROVED, "secrets", SERVICE)
 """Book, audit trail, receipts and keys; approved projects; keys of de-identification."""
 
 _SQLITE = b"SQLite format 3\0"

@@ -52,7 +52,10 @@ def enter(store: StoreHost, catalogue: Catalogue, index: Index, rows: Sequence[S
 
 
 def catch_up(
-    catalogue: Catalogue, index: Index, on_row: Callable[[int, int], None] | None = None
+    store: StoreHost,
+    catalogue: Catalogue,
+    index: Index,
+    on_row: Callable[[int, int], None] | None = None,
 ) -> int:
     """Add what the catalogue has and the index has not; return how many series that were.
 
@@ -64,6 +67,17 @@ def catch_up(
     total = catalogue.count()
     if index.rows == total:
         return 0
+    # Nobody withdraws, or packs, while it is found out what is missing.
+    with locked(Layout(store.root).packs / ".lock", wait=True):
+        return _add_missing(catalogue, index, total, on_row)
+
+
+def _add_missing(
+    catalogue: Catalogue,
+    index: Index,
+    total: int,
+    on_row: Callable[[int, int], None] | None,
+) -> int:
     added = 0
 
     def missing() -> Iterator[list[Series]]:

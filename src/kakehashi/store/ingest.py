@@ -46,6 +46,10 @@ if TYPE_CHECKING:
     from kakehashi.config import StoreHost
 
 
+# What came from outside may break a decoder in many ways, and must not hold up the others.
+_DECODING = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
+
+
 class Progress(Protocol):
     """What is told of a running :func:`add`."""
 
@@ -146,6 +150,7 @@ def add(
     try:
         for folder in (layout.packs, layout.kept_folder):
             folder.mkdir(mode=0o750, exist_ok=True)
+        give_to_group(layout.packs, f"{store.account_prefix}view")
         with locked(layout.packs / ".lock", wait=False), tolerant():
             for folder in (layout.packs, layout.kept_folder):
                 for stale in folder.glob(f"*/*{PART}"):
@@ -237,39 +242,49 @@ class _Run:
         self._report.unchanged.append(row.series_uid)
 
     def _pack(self, series: str, paths: list[Path]) -> None:
-        good, broken, odd = _sort_out([*paths, *self._earlier(series)])
+        earlier = list(self._earlier(series))
+        tier = max([self._origin.tier, *(kept.tier for kept, _ in earlier)])
+        good, broken, odd = _sort_out([*paths, *(path for _, path in earlier)])
         out = self._layout.pack(series)
-        out.parent.mkdir(mode=0o750, exist_ok=True)
+        self._folder(out.parent)
         reason = _unreadable(broken, len(good))
         if reason is None:
             try:
                 info = pack_instances(good, out, on_slice=self._progress.slices)
             except PackError as error:
                 reason = str(error)
+            except _DECODING as error:
+                reason = f"cannot be packed: {type(error).__name__}"
             else:
-                self._enter(info, out)
+                self._enter(info, out, tier)
         if reason is not None:
             odd += [(instance.path, reason) for instance in good]
             odd += [(item.path, item.reason) for item in broken]
         for path, reason in odd:
             self._keep(path, reason)
 
-    def _earlier(self, series: str) -> Iterator[Path]:
+    def _folder(self, folder: Path) -> None:
+        """Make a folder of packs, which the catalogue service may enter and nobody else."""
+        if not folder.exists():
+            folder.mkdir(mode=0o750)
+            give_to_group(folder, self._group)
+
+    def _earlier(self, series: str) -> Iterator[tuple[Kept, Path]]:
         """Yield images that came earlier and were kept: with what came now it may be whole."""
         for kept in self._catalogue.kept_of_series(series):
             path = self._layout.absolute(kept.path)
             head = read_head(path) if path.is_file() else None
             if head is not None and foreign(head) is None:
-                yield path
+                yield kept, path
 
-    def _enter(self, info: PackInfo, out: Path) -> None:
+    def _enter(self, info: PackInfo, out: Path, tier: int) -> None:
         for path in (out, blocks_path(out)):
             give_to_group(path, self._group)
         facts = {slot: getattr(info.facts, slot) for slot in SeriesFacts.__slots__}
         row = Series(
             **facts,
             facility=self._origin.facility,
-            tier=self._origin.tier,
+            tier=tier,
             path=self._layout.relative(out),
             size=info.size,
             blocks=info.blocks,
@@ -299,6 +314,7 @@ class _Run:
             series_uid=_uid(head, "SeriesInstanceUID"),
             study_uid=_uid(head, "StudyInstanceUID"),
             patient_id=_text(head, "PatientID"),
+            tier=max(self._origin.tier, known.tier if known else 1),
             modality=_text(head, "Modality"),
             reason=reason,
             path=self._layout.relative(target),

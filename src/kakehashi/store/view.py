@@ -29,6 +29,7 @@ from kakehashi.store.layout import (
 from kakehashi.store.permission import scope
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from kakehashi.config import Config, Project
@@ -213,6 +214,7 @@ def _build(layout: Layout, catalogue: Catalogue, project: Project, group: str) -
                     absent.append(source)
         cohort = _freeze(catalogue, project.id, rows)
         linked = sum(link_to(source, folder / source.name) for source in absent)
+        _refuse_withdrawn(catalogue, rows, folder)
         sync_folder(folder)
         sha256 = _write_manifest(view, _manifest(cohort, rows), group)
         # Last, so that whatever the manifest in force names is there.
@@ -223,6 +225,23 @@ def _build(layout: Layout, catalogue: Catalogue, project: Project, group: str) -
         if seen != before:
             _remember(memory, seen)
         return ViewBuilt(cohort, sha256, linked // 2, removed)
+
+
+def _refuse_withdrawn(catalogue: Catalogue, rows: list[Series], folder: Path) -> None:
+    """Take the links of who withdrew away again, if somebody did since the rows were chosen."""
+    withdrawn = catalogue.withdrawn()
+    gone = [row for row in rows if row.patient_id in withdrawn]
+    for row in gone:
+        unlink_series(folder, [row.series_uid])
+    if gone:
+        raise StoreError("a person withdrew while the view was built; build it again")
+
+
+def unlink_series(folder: Path, series_uids: Iterable[str]) -> None:
+    """Remove the links of series from a view's folder."""
+    for uid in series_uids:
+        for end in (".ozx", ".blocks"):
+            (folder / f"{uid}{end}").unlink(missing_ok=True)
 
 
 class _Seen(NamedTuple):

@@ -7,13 +7,14 @@ next, then the files, and the rows by which the files are found come last.
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import asdict, dataclass, field
 from itertools import groupby, tee, zip_longest
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kakehashi.errors import StoreError
 from kakehashi.store.layout import Layout, blocks_path, locked
-from kakehashi.store.view import build_view
+from kakehashi.store.view import build_view, unlink_series
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -61,6 +62,8 @@ class Withdrawal:
     ----------
     patient_id : str
         The store's key of the person.
+    problems : list of str
+        Views that could not be built anew; the person's links are out of them all the same.
     series, kept, reports, staged, quarantined : int
         Packs, objects beside them, reports, incomplete series and objects in quarantine that
         were removed.
@@ -77,6 +80,7 @@ class Withdrawal:
     """
 
     patient_id: str
+    problems: list[str] = field(default_factory=list)
     series: int = 0
     kept: int = 0
     reports: int = 0
@@ -101,7 +105,8 @@ class Places:
     end_sessions : callable
         Ends all sessions of a project, and returns them.
     granted : callable
-        Gives the grants of a project so far: ``session``, ``person``, ``time``.
+        Gives the grants of a project so far: ``session``, ``person``, ``time``, and ``until``
+        when the session ended, None if it has not (ISO 8601).
     """
 
     config: Config
@@ -164,13 +169,30 @@ def _clear(places: Places, done: Withdrawal) -> None:
             {"project": project, "name": "", "version": held.cohort.version} for held in versions
         ]
         done.trained += _trained(places.granted(project), versions)
-        if any(project == one.id for one in places.config.projects):
-            build_view(places.config, project, places.catalogue)
-        # After the view: a session that begins now sees the new one.
         done.sessions += places.end_sessions(project)
+    layout = Layout(places.config.need_store().root)
+    # Also from views of projects that are no more, or were half removed.
+    for folder in (layout.root / "views").glob("*/series"):
+        unlink_series(folder, uids)
+    for project in done.views:
+        if any(project == one.id for one in places.config.projects):
+            try:
+                build_view(places.config, project, places.catalogue)
+            except StoreError as error:
+                done.problems.append(f"the view of {project} could not be built anew: {error}")
+        # Once more: a session that begins from now on sees the new view.
+        done.sessions += places.end_sessions(project)
+    places.trail.append(
+        "patient.seen",
+        person=None,
+        detail={
+            "patient": patient_id,
+            "cohorts": done.cohorts,
+            "sessions": sorted({str(one["session"]) for one in done.trained}),
+        },
+    )
     done.staged = places.staging.withdraw(patient_id)
     done.reports = places.reports.withdraw({row.study_uid for row in series}, patient_id)
-    layout = Layout(places.config.need_store().root)
     done.series, done.kept = _remove(layout, places.catalogue, series, kept)
 
 
@@ -197,13 +219,27 @@ def _holding(catalogue: Catalogue, series: set[str]) -> dict[str, list[_Held]]:
 
 
 def _trained(grants: list[dict[str, Any]], versions: list[_Held]) -> list[dict[str, Any]]:
-    """Return the grants that were given while one of the cohorts was in force."""
+    """Return the grants of sessions that were open while one of the cohorts was in force."""
     return [
         grant | {"project": held.cohort.project, "version": held.cohort.version}
         for held in versions
         for grant in grants
-        if held.cohort.frozen_at <= grant["time"] and (not held.until or grant["time"] < held.until)
+        if _overlap(held, grant)
     ]
+
+
+def _overlap(held: _Held, grant: dict[str, Any]) -> bool:
+    """Say whether a session was open while a cohort was in force."""
+    begun, ended = _time(grant["time"]), _time(grant["until"])
+    first, last = _time(held.cohort.frozen_at), _time(held.until)
+    return (last is None or begun is None or begun <= last) and (
+        ended is None or first is None or first <= ended
+    )
+
+
+def _time(text: str | None) -> dt.datetime | None:
+    # To the second, as the records of cohorts have it.
+    return None if text is None else dt.datetime.fromisoformat(text).replace(microsecond=0)
 
 
 def _remove(

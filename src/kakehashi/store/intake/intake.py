@@ -7,6 +7,7 @@ While the database is away all of this waits; what hospitals send is taken in al
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -30,6 +31,7 @@ from kakehashi.store.intake.reports import report_of
 from kakehashi.store.intake.staging import Staged, Staging
 from kakehashi.store.intake.summary import HELD_BACK, summarise, waiting_in
 from kakehashi.store.layout import Layout, locked, replacing
+from kakehashi.store.service.reports import LONGEST_REPORT, normalised
 
 if TYPE_CHECKING:
     import threading
@@ -59,8 +61,10 @@ TIDY_S = 3600.0
 ARRIVALS = "arrivals.json"
 """Name of the summary below the store's root."""
 
+MOST_AT_ONCE = 1024
+"""Objects that are taken before complete series are looked for."""
+
 _BATCH = 64
-_OF_A_REPORT = ("StudyInstanceUID", "PatientID")
 
 _log = logging.getLogger("kakehashi.intake")
 
@@ -153,13 +157,15 @@ class Intake:
                 try:
                     if behind:
                         # What was packed when the last run was cut off.
-                        catch_up(self._catalogue, self._index)
+                        catch_up(self._store, self._catalogue, self._index)
                         behind = False
                     busy = self.take() + self.finish()
                     self._say()
                     self._tidy()
                     pause = PAUSE_S
                 except (StoreError, OSError) as error:
+                    # What was packed may be in no index yet.
+                    behind = True
                     _log.warning("the intake waits %.0f s: %s", pause, error)
                     stop.wait(pause)
                     pause = min(2 * pause, LONGEST_PAUSE_S)
@@ -176,17 +182,26 @@ class Intake:
             Another intake runs at this store, or something failed.
         """
         with locked(self._store.root / "staging" / ".lock", wait=False), tolerant():
-            self.take()
+            while self.take():
+                pass
             self.finish(quiet_s=0)
+            catch_up(self._store, self._catalogue, self._index)
             self._say()
             self._tidy()
 
-    def take(self) -> int:
-        """De-identify and stage what the inbox has; return how many objects that were."""
-        count = 0
-        withdrawn = self._catalogue.withdrawn()
-        after = self._position()
-        while batch := self._next(after):
+    def take(self, most: int = MOST_AT_ONCE) -> int:
+        """De-identify and stage what the inbox has; return how many objects that were.
+
+        Parameters
+        ----------
+        most : int
+            Objects after which it is enough, so that what is complete gets packed meanwhile.
+        """
+        with self._as_receiver():
+            entries = list(islice(self._inbox.entries(after=self._position()), most))
+        for start in range(0, len(entries), _BATCH):
+            batch = entries[start : start + _BATCH]
+            withdrawn = self._catalogue.withdrawn()
             done: list[Entry] = []
             try:
                 for entry in batch:
@@ -196,10 +211,8 @@ class Intake:
                 # Together: each note of the journal waits for the disk.
                 with self._as_receiver():
                     self._inbox.discard(*done)
-            after = batch[-1].position
-            self._remember(after)
-            count += len(batch)
-        return count
+            self._remember(batch[-1].position)
+        return len(entries)
 
     def finish(self, *, quiet_s: float | None = None) -> int:
         """Pack the series that are complete; return how many.
@@ -223,18 +236,17 @@ class Intake:
             enter(self._store, self._catalogue, self._index, packed)
         return count
 
-    def _next(self, after: int) -> list[Entry]:
-        with self._as_receiver():
-            return list(islice(self._inbox.entries(after=after), _BATCH))
-
     def _take(self, entry: Entry, withdrawn: frozenset[str]) -> bool:
         """Deal with an object; say whether it may leave the inbox."""
+        file = io.BytesIO()
         try:
             with self._as_receiver():
                 dataset = pydicom.dcmread(entry.path)
                 outcome = self._deidentifier.object(dataset, facility=entry.facility)
+                outcome.write(file)
+                left = residue(outcome, outcome.names)
         except OSError as error:
-            if error.errno is not None:
+            if error.errno not in {None, errno.EIO}:
                 raise
             return self._refuse(entry, f"cannot be read: {error}")
         except Exception as error:
@@ -245,29 +257,27 @@ class Intake:
             return True
         if outcome.held:
             return self._refuse(entry, f"{HELD_BACK}{outcome.held}")
-        file = io.BytesIO()
-        with self._as_receiver():
-            outcome.write(file)
-            left = residue(outcome, outcome.names)
         if left:
             return self._refuse(entry, f"{HELD_BACK}{len(left)} identifier(s) remained")
         return self._stage(entry, outcome, file.getvalue())
 
     def _stage(self, entry: Entry, outcome: Outcome, content: bytes) -> bool:
-        series = str(outcome.dataset.SeriesInstanceUID)
-        sop = str(outcome.dataset.SOPInstanceUID)
-        origin = Origin(entry.facility, outcome.tier)
+        names = ("SeriesInstanceUID", "SOPInstanceUID", "StudyInstanceUID", "PatientID")
+        series, sop, study, patient = (str(outcome.dataset[name].value) for name in names)
         known = self._packed(series)
         if sop in known:
             if known[sop] != hashlib.sha256(content).hexdigest():
                 return self._refuse(entry, "other content under a UID that is in the store already")
             self.progress.again += 1
             return True
-        if report := report_of(outcome.dataset):
-            study, patient = (str(outcome.dataset[name].value) for name in _OF_A_REPORT)
+        report = report_of(outcome.dataset)
+        if report is not None and len(normalised(report)) > LONGEST_REPORT:
+            return self._refuse(entry, "its report is longer than any that is kept")
+        origin = Origin(entry.facility, outcome.tier)
+        if reason := self._staging.put(series, sop, origin, patient, content):
+            return self._refuse(entry, reason)
+        if report is not None:
             self._reports.add(study, entry.facility, report, patient_id=patient)
-        if not self._staging.put(series, sop, origin, content):
-            return self._refuse(entry, "other content under a UID that came before")
         self.progress.taken += 1
         return True
 

@@ -123,10 +123,21 @@ def read_list(path: Path) -> Iterator[Sent]:
         raise StoreError(f"{path}: cannot be read as CSV in UTF-8 ({error})") from error
 
 
-def take(sent: Iterable[Sent], facility: str, deidentifier: Deidentifier, reports: Reports) -> int:
-    """De-identify reports and keep them with their studies; return how many are new."""
+def take(
+    sent: Iterable[Sent],
+    facility: str,
+    deidentifier: Deidentifier,
+    reports: Reports,
+    withdrawn: frozenset[str],
+) -> int:
+    """De-identify reports and keep them with their studies; return how many are new.
+
+    Those of people who withdrew are left out.
+    """
     new = 0
     for report in sent:
+        if deidentifier.patient_id(facility, report.patient_id) in withdrawn:
+            continue
         names = deidentifier.object(_person(report), facility=facility).names
         text = deidentifier.report(
             report.text, facility=facility, patient_id=report.patient_id, names=names

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from kakehashi.errors import StoreError
-from kakehashi.store.dicom import UID, read_head
+from kakehashi.store.dicom import UID
 from kakehashi.store.ingest import Origin
 from kakehashi.store.layout import PART, replacing, sync_folder
 
@@ -33,6 +33,8 @@ class Staged:
         SeriesInstanceUID, de-identified.
     folder : Path
     origin : Origin
+    patient : str
+        De-identified id.
     objects : int
     last : float
         When the newest object came, seconds since 1970.
@@ -41,6 +43,7 @@ class Staged:
     series: str
     folder: Path
     origin: Origin
+    patient: str
     objects: int
     last: float
 
@@ -60,7 +63,7 @@ class Staging:
         for folder in self._folder.glob(f"*{PART}"):
             shutil.rmtree(folder)
 
-    def put(self, series: str, sop: str, origin: Origin, content: bytes) -> bool:
+    def put(self, series: str, sop: str, origin: Origin, patient: str, content: bytes) -> str:
         """Add an object, or find that it is there.
 
         Parameters
@@ -69,13 +72,16 @@ class Staging:
             De-identified UIDs.
         origin : Origin
             The series gets the highest tier of its objects.
+        patient : str
+            De-identified id.
         content : bytes
             The file.
 
         Returns
         -------
-        bool
-            False if other content is there under the same UID; it stays.
+        str
+            Why it was not taken: the series is another person's or hospital's, or other content
+            is there under the same UID, which stays. Empty if it was.
 
         Raises
         ------
@@ -88,16 +94,19 @@ class Staging:
         folder = self._folder / series
         folder.mkdir(mode=0o700, exist_ok=True)
         before = _origin(folder)
+        if before is not None and (before.facility, before.patient) != (origin.facility, patient):
+            return "its series is another person's, or came from another hospital"
         if before is None or origin.tier > before.tier:
             with replacing(folder / _ORIGIN, mode=0o600) as file:
-                file.write(json.dumps(asdict(origin)).encode())
+                file.write(json.dumps(asdict(origin) | {"patient": patient}).encode())
             sync_folder(self._folder)
         target = folder / f"{sop}.dcm"
         if target.exists():
-            return target.read_bytes() == content
+            same = target.read_bytes() == content
+            return "" if same else "other content under a UID that came before"
         with replacing(target, mode=0o600) as file:
             file.write(content)
-        return True
+        return ""
 
     def list(self) -> Iterator[Staged]:
         """Yield the series that are here, sorted by UID."""
@@ -108,14 +117,14 @@ class Staging:
             objects = [path.stat().st_mtime for path in folder.glob("*.dcm")]
             if origin is None or not objects:
                 continue
-            yield Staged(folder.name, folder, origin, len(objects), max(objects))
+            known = Origin(origin.facility, origin.tier)
+            yield Staged(folder.name, folder, known, origin.patient, len(objects), max(objects))
 
     def withdraw(self, patient_id: str) -> int:
         """Remove the series of a person; return how many there were."""
         gone = 0
         for staged in list(self.list()):
-            head = read_head(next(staged.folder.glob("*.dcm")))
-            if head is not None and str(head.get("PatientID")) == patient_id:
+            if staged.patient == patient_id:
                 self.remove(staged)
                 gone += 1
         return gone
@@ -128,9 +137,14 @@ class Staging:
         shutil.rmtree(gone)
 
 
-def _origin(folder: Path) -> Origin | None:
+@dataclass(frozen=True, slots=True)
+class _Known(Origin):
+    patient: str = ""
+
+
+def _origin(folder: Path) -> _Known | None:
     try:
-        return Origin(**json.loads((folder / _ORIGIN).read_bytes()))
+        return _Known(**json.loads((folder / _ORIGIN).read_bytes()))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:

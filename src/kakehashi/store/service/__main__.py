@@ -93,10 +93,11 @@ async def run(config: Config) -> None:
     if store.catalogue_port is None:
         raise ConfigError("store.catalogue_port is not set; the catalogue service needs a port")
     authority, layout = AuthorityLayout(store.root), Layout(store.root)
+    tokens = Tokens(load_key(authority.keys / "catalogue"))
     index = Index.open(layout.facets)
     threading.Thread(target=index.warm, name="warm", daemon=True).start()
     parts = Parts(
-        tokens=Tokens(load_key(authority.keys / "catalogue")),
+        tokens=tokens,
         is_live=_Book(authority.book).is_live,
         project={project.id: project for project in config.projects}.get,
         index=index,

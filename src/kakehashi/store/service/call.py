@@ -51,6 +51,7 @@ class Call:
         self.claims = claims
         self.handler = handler
         self.job = Job()
+        self.project = project
         permission = parts.permission(project, parts.today())
         self.access = Access(parts.index, parts.catalogue, permission, self.job.cancel)
         self._newest = newest

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
     from kakehashi.store.catalogue import Series
     from kakehashi.store.service.call import Call
+    from kakehashi.store.service.reports import Report
+
+REPORTS_TIER = 2
+"""A project of a lower tier sees no report: names may be left in free text."""
 
 LINES, ARROW = "application/jsonl", "application/vnd.apache.arrow.stream"
 
@@ -71,7 +75,7 @@ async def series(call: Call) -> models.SeriesAnswer:
     """Answer ``GET /v1/series/UID``."""
     row = await _permitted(call)
     kept = await call.work(lambda: call.parts.catalogue.kept_about_series(row.series_uid))
-    reports = await call.work(lambda: call.parts.reports.of_study(row.study_uid))
+    reports = await call.work(lambda: _reports_of(call, row))
     call.audit("series", None, 1)
     return models.SeriesAnswer(
         row=row_of(row),
@@ -94,6 +98,18 @@ async def thumbnail(call: Call) -> None:
     call.audit("thumbnail", None, 1)
     call.handler.set_header("Content-Type", "image/png")
     call.handler.write(picture)
+
+
+def _reports_of(call: Call, row: Series) -> list[Report]:
+    """Return the reports of a series' study, where the project's tier allows reports."""
+    if call.project.tier < REPORTS_TIER:
+        return []
+    # A UID says nothing of who sent it: what another hospital says of the study is not of it.
+    return [
+        report
+        for report in call.parts.reports.of_study(row.study_uid)
+        if report.facility == row.facility
+    ]
 
 
 async def _permitted(call: Call) -> Series:
@@ -130,6 +146,8 @@ def _reports(
 ) -> tuple[list[models.ReportHit], str | None]:
     """Return reports of studies of which the project may see a series, and where to go on."""
     hits: list[models.ReportHit] = []
+    if call.project.tier < REPORTS_TIER:
+        return hits, None
     facilities = call.access.facilities(scope)
     for reports in call.parts.reports.search(
         words, facilities, asked.after, ended=call.job.is_over

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 THREADS = 4
 PATIENCE_S = 30.0
-PER_SECOND, BURST, TOGETHER = 50.0, 300, 8
+PER_SECOND, BURST, TOGETHER = 50.0, 300, 3
 
 
 @dataclass(frozen=True, slots=True)

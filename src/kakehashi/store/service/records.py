@@ -49,15 +49,16 @@ def open_engine(store: StoreHost, name: str) -> sa.Engine:
             ) from None
     path = folder(store.root) / f"{name}.sqlite"
     try:
-        path.touch(mode=0o600)
-        if os.geteuid() == 0:
-            # Made by root, it is the service's all the same.
-            owner = path.parent.stat()
-            os.chown(path, owner.st_uid, owner.st_gid)
+        _make(path)
     except OSError as error:
         raise StoreError(
             f"{path}: cannot be made ({error.strerror}); run `kakehashi store init` first"
         ) from error
+    return sqlite(path)
+
+
+def sqlite(path: Path) -> sa.Engine:
+    """Return a file of the service as a database in which nothing deleted is left."""
     engine = sa.create_engine(
         sa.URL.create("sqlite", database=str(path)),
         connect_args={"timeout": 30},
@@ -65,6 +66,24 @@ def open_engine(store: StoreHost, name: str) -> sa.Engine:
     )
     sa.event.listen(engine, "connect", _overwrite_what_is_deleted)
     return engine
+
+
+def _make(path: Path) -> None:
+    """Make the file where there is none, for the account that the folder belongs to.
+
+    That account could put a link in its place: a file is only given away that was made here.
+    """
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o600)
+    except FileExistsError:
+        return
+    try:
+        if os.geteuid() == 0:
+            owner = path.parent.stat()
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    finally:
+        os.close(descriptor)
 
 
 def _overwrite_what_is_deleted(connection: object, _record: object) -> None:
