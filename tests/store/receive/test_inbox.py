@@ -467,3 +467,23 @@ def test_an_entry_is_what_was_promised():
         "sha256",
         "path",
     }
+
+
+def test_a_writer_that_slept_while_files_were_dropped_writes_where_readers_look(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(journal, "ROTATE", 200)
+    sleeper, busy = journal.Journal(tmp_path), journal.Journal(tmp_path)
+    with sleeper.held():
+        sleeper.append([{"kind": "again", "number": number} for number in range(10)])
+    positions = []
+    for number in range(20):
+        with busy.held():
+            positions += busy.append([{"kind": "again", "number": number}] * 3)
+    with busy.held():
+        busy.drop(positions[-1], set())
+    assert len(list(tmp_path.glob("*"))) == 2  # the newest file, and the lock
+    with sleeper.held():
+        (mine,) = sleeper.append([{"kind": "in", "number": 99}])
+    assert mine > positions[-1]
+    assert [row["number"] for _, row in busy.rows(positions[-1])] == [99]

@@ -22,15 +22,18 @@ _TYPES = words_of(
     "CONTAINER TABLE"
 )
 # Concepts of PS3.16 annex D that name a person, a place or an examination: observer's name,
-# organisation, login and identifier; device's place; accession number; subject's name, id and
-# date of birth; mother; specimen's numbers; participant's name, id, its issuer, organisation.
+# organisation, login and identifier; device's place; orders, accession number, slide; subject's
+# name, id and date of birth; mother; specimen's numbers; participant's name, id, its issuer,
+# organisation.
 _IDENTIFYING = words_of(
     "121008 121009 128774 128775 121017 121022 121029 121030 121031 121036 121040 121041 "
-    "113870 113871 113872 113873"
+    "113870 113871 113872 113873 121020 121021 121043 121114 121197"
 )
-_NUMBERS = words_of("121022 121030 121040 121041 128774 128775 113871")
+_NUMBERS = words_of("121020 121021 121022 121043 121030 121040 121041 128774 128775 113871")
 _AGE = "121033"
 _OLDEST = 89
+_UNITS = {"a": 1.0, "mo": 12.0, "wk": 52.0, "d": 365.0}
+_EXACT = ("FloatingPointValue", "RationalNumeratorValue", "RationalDenominatorValue")
 
 
 def identifies(item: Node) -> bool:
@@ -60,8 +63,22 @@ def finish(item: Node, done: Dataset) -> None:
                 del done[keyword]
     elif _concept(item) == _AGE:
         for measured in done.get("MeasuredValueSequence") or ():
-            if float(measured.get("NumericValue") or 0) > _OLDEST:
-                measured.NumericValue = "90"
+            _limit_age(measured)
+
+
+def _limit_age(measured: Dataset) -> None:
+    """Make an age over 89 years 90, in whatever unit it is."""
+    units = measured.get("MeasurementUnitsCodeSequence") or [None]
+    in_a_year = _UNITS.get(str(units[0].get("CodeValue")) if units[0] is not None else "a", 1.0)
+    try:
+        years = float(measured.get("NumericValue") or 0) / in_a_year
+    except (TypeError, ValueError):
+        years = _OLDEST + 1.0
+    if years > _OLDEST:
+        measured.NumericValue = f"{(_OLDEST + 1) * in_a_year:g}"
+        for keyword in _EXACT:
+            if keyword in measured:
+                del measured[keyword]
 
 
 def _concept(item: Node) -> str:

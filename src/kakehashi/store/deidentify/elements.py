@@ -206,7 +206,11 @@ class Elements:
 
     def _is_plain(self, text: str, vr: str) -> bool:
         if vr in ("DS", "IS"):
-            return bool(_DECIMAL.fullmatch(text)) and not self.matcher.is_number(text)
+            # Only what is written as an id would be: a position or a rescale may have its digits.
+            number = text.strip(" \0")
+            return bool(_DECIMAL.fullmatch(text)) and not (
+                number.isdigit() and self.matcher.is_number(number)
+            )
         if vr == "UI":
             return bool(UID.fullmatch(text))
         if not _CODE_STRING.fullmatch(text) or _LONG_NUMBER.search(text):
@@ -247,8 +251,9 @@ def _fits(source: DataElement | RawDataElement, size: int, most: int) -> bool:
 def _as_it_is(element: Element) -> DataElement | RawDataElement:
     source = element.source
     if isinstance(source, RawDataElement):
-        # UN would hide what it is; the bytes are those of the attribute's own VR.
-        return source._replace(VR=element.rule.vr) if source.VR == "UN" else source
+        # UN would hide what it is; the bytes are those of the attribute's own VR. In a sequence
+        # that came as UN elements have none, and could not be written with one.
+        return source._replace(VR=element.rule.vr) if source.VR in (None, "UN") else source
     value = list(source.value) if isinstance(source.value, MultiValue) else source.value
     made = DataElement(source.tag, source.VR, value, already_converted=True)
     made.is_undefined_length = source.is_undefined_length

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from typing import TYPE_CHECKING
 
 from pydicom import uid
@@ -13,6 +15,8 @@ from kakehashi.store.deidentify.vocabulary import Region
 from kakehashi.store.dicom import PACKABLE, UID
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from kakehashi.store.deidentify.tree import Node
 
 REPORTS = frozenset(
@@ -97,6 +101,22 @@ _ANATOMY = tags_of("AnatomicRegionSequence PrimaryAnatomicStructureSequence")
 _DESCRIPTIONS = tags_of("StudyDescription SeriesDescription ProtocolName AcquisitionProtocolName")
 (_SOP_CLASS,) = tags_of("SOPClassUID")
 (_BODY_PART,) = tags_of("BodyPartExamined")
+_TOLD = _DESCRIPTIONS | tags_of(
+    "RequestedProcedureDescription PerformedProcedureStepDescription "
+    "ScheduledProcedureStepDescription"
+)
+_PROCEDURES = tags_of(
+    "ProcedureCodeSequence RequestedProcedureCodeSequence PerformedProtocolCodeSequence "
+    "ScheduledProtocolCodeSequence"
+)
+_HEAD = re.compile(
+    "頭|脳|顔|鼻|頸|頚|眼|耳|咽|喉|顎|舌|口腔|全身|head|brain|cereb|crani|skull|neuro|vertex|face|facial|"
+    "neck|cervic|cspine|orbit|sinus|dental|wholebody|totalbody"
+)
+_NO_HEAD = re.compile(
+    "骨頭|膵頭|子宮頸|子宮頚|膀胱頸|膀胱頚|骨頸|骨頚|femoralhead|femoralneck|humeralhead|radialhead|"
+    "pancreatichead|headofpancreas|bladderneck|headfirst|coronarysinus|surface|interface"
+)
 (_IMAGE_TYPE,) = tags_of("ImageType")
 (_CODE_VALUE,) = tags_of("CodeValue")
 (_CODE_MEANING,) = tags_of("CodeMeaning")
@@ -142,7 +162,7 @@ def hold_reason(node: Node, syntax: str) -> str | None:
             not node.text(_PATIENT_ID)
         ),
         "BurnedInAnnotation is YES: text in the pixels may name the patient": (
-            "YES" in (value.upper() for value in node.texts(_BURNED_IN))
+            any(value.strip().upper() != "NO" for value in node.texts(_BURNED_IN))
         ),
     }
     found = next((reason for reason, holds in reasons.items() if holds), None)
@@ -150,9 +170,14 @@ def hold_reason(node: Node, syntax: str) -> str | None:
 
 
 def _picture_reason(node: Node) -> str | None:
-    words = " ".join(text for tag in _DESCRIPTIONS for text in node.texts(tag)).casefold()
-    captured = _SCREENS & {value.upper() for value in node.texts(_IMAGE_TYPE)}
-    if captured or node.texts(_CONVERSION) or any(word in words for word in _SCREEN_WORDS):
+    words = _run_together(text for tag in _DESCRIPTIONS for text in node.texts(tag))
+    kinds = {_run_together([value]) for value in node.texts(_IMAGE_TYPE)}
+    captured = kinds & {_run_together([value]) for value in _SCREENS}
+    if (
+        captured
+        or node.texts(_CONVERSION)
+        or any(_run_together([word]) in words for word in _SCREEN_WORDS)
+    ):
         return "a capture of a screen: text in the pixels may name the patient"
     if (photometric := node.text(_SAMPLES)) and not photometric.startswith("MONOCHROME"):
         return f"a colour image ({photometric}): such pictures have text in them by custom"
@@ -180,6 +205,24 @@ def _hidden_overlay(node: Node, group: int) -> bool:
     )
 
 
+def _run_together(texts: Iterable[str]) -> str:
+    """Return texts without case, width, spaces, hyphens and underscores: senders use all."""
+    folded = unicodedata.normalize("NFKC", "\n".join(texts)).casefold()
+    return re.sub(r"[ \t_\-]", "", folded)
+
+
+def _names_head(node: Node) -> bool:
+    """Say whether any word about the examination has a part of the head, or the whole body, in it.
+
+    Parts of words count too. What only sounds like it is taken out first.
+    """
+    texts = [text for tag in (_BODY_PART, *sorted(_TOLD)) for text in node.texts(tag)]
+    for _, element in node.walk():
+        if element.tag in _ANATOMY or element.tag in _PROCEDURES:
+            texts += [item.text(_CODE_MEANING) for item in element.items or ()]
+    return _HEAD.search(_NO_HEAD.sub("", _run_together(texts))) is not None
+
+
 def tier_of(node: Node) -> int:
     """Return the tier of access: 1 if nobody can be recognised, else 2.
 
@@ -188,7 +231,9 @@ def tier_of(node: Node) -> int:
     part of these; and everything of which it cannot be said that it is something else.
     So tier 1 has to be earned by a word or code for a part of the trunk or limbs.
     """
-    if uid.UID(node.text(_SOP_CLASS)) in REPORTS:
+    sop_class = uid.UID(node.text(_SOP_CLASS))
+    # A PET scan goes from the thighs to the eyes, or further, whatever it is of.
+    if sop_class in REPORTS or "Positron" in sop_class.name or _names_head(node):
         return 2
     found: set[Region] = set()
     for tag in (_BODY_PART, *sorted(_DESCRIPTIONS)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import re
 import unicodedata
@@ -9,6 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from pydicom import FileDataset, dcmwrite
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from kakehashi.store.deidentify import vocabulary
 from kakehashi.store.deidentify.deidentifier import Outcome
@@ -74,7 +76,11 @@ def _header(outcome: Outcome) -> bytes:
         tag: element for tag, element in dataset.items() if tag not in _BULK
     }
     implicit, little = dataset.original_encoding
-    bare = FileDataset("", elements, dataset.preamble, dataset.file_meta)
+    meta = copy.copy(dataset.file_meta)
+    if meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian:
+        # What is compressed cannot be looked at.
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    bare = FileDataset("", elements, dataset.preamble, meta)
     bare.set_original_encoding(implicit, little, UTF8)
     buffer = io.BytesIO()
     with tolerant():

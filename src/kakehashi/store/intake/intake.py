@@ -245,6 +245,10 @@ class Intake:
                 outcome = self._deidentifier.object(dataset, facility=entry.facility)
                 outcome.write(file)
                 left = residue(outcome, outcome.names)
+        except FileNotFoundError:
+            # Moved into quarantine by a run that was killed before it could note that.
+            _log.warning("%s is gone from the inbox; the receiver mends it", entry.path.name)
+            return False
         except OSError as error:
             if error.errno not in {None, errno.EIO}:
                 raise
@@ -255,10 +259,9 @@ class Intake:
         if str(outcome.dataset.get("PatientID")) in withdrawn:
             self.progress.withdrawn += 1
             return True
-        if outcome.held:
-            return self._refuse(entry, f"{HELD_BACK}{outcome.held}")
-        if left:
-            return self._refuse(entry, f"{HELD_BACK}{len(left)} identifier(s) remained")
+        held = outcome.held or (f"{len(left)} identifier(s) remained" if left else "")
+        if held:
+            return self._refuse(entry, f"{HELD_BACK}{held}")
         return self._stage(entry, outcome, file.getvalue())
 
     def _stage(self, entry: Entry, outcome: Outcome, content: bytes) -> bool:

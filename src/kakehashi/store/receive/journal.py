@@ -199,10 +199,13 @@ class Journal:
 
     def _newest_for_writing(self) -> tuple[int, int]:
         """Return the newest file, opened, and its size; begin a new one if that is large."""
-        if self._descriptor < 0:
-            files = self._files()
-            self._open(files[-1][0] if files else 0)
-        # Others rotate too: where a full file ends is the name of the next.
+        if self._descriptor >= 0:
+            status = os.fstat(self._descriptor)
+            if status.st_nlink and status.st_size < ROTATE:
+                return self._descriptor, status.st_size
+        # Others rotate, and drop, too: the newest that is there, and only behind it a new one.
+        files = self._files()
+        self._open(files[-1][0] if files else 0)
         while (size := os.fstat(self._descriptor).st_size) >= ROTATE:
             self._open(self._start + size)
         return self._descriptor, size
