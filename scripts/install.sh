@@ -5,9 +5,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(
-  btrfs-progs ca-certificates chromium dcmtk dicom3tools fonts-noto-cjk fuse3 gcc git iperf3
-  iproute2 libc6-dev munge nftables openssh-client openssh-server openssh-sftp-server postgresql
-  procps python3 python3-venv slurm-client slurmctld slurmd sqlite3 sshfs sudo util-linux xfsprogs
+  btrfs-progs bubblewrap ca-certificates chromium dcmtk dicom3tools fonts-noto-cjk fuse3 gcc git
+  iperf3 iproute2 libc6-dev munge nftables openssh-client openssh-server openssh-sftp-server
+  postgresql procps python3 python3-venv slurm-client slurmctld slurmd sqlite3 sshfs sudo util-linux
+  xfsprogs
 )
 if [[ ${1-} == bench ]]; then
   packages+=(nginx-light openssl orthanc rclone)

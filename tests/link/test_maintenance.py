@@ -631,7 +631,7 @@ def test_offline_max_drops_it_and_being_offline_does_not(
         "ends_at": now + dt.timedelta(hours=8),
     }
     grant = object.__new__(Grant)
-    grant.__dict__.update(times, heard=time.monotonic())
+    grant.__dict__.update(times, heard=time.monotonic(), catalogue=None)
     folder = os.open(cohort.path.parent, os.O_RDONLY | os.O_DIRECTORY)
     wrapper = Wrapper(folder, grant, 2.0)
     with made(cohort) as loader:

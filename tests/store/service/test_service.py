@@ -336,6 +336,7 @@ def test_one_series_with_what_belongs_to_it(service):
             series_uid="1.9",
             study_uid=row.study_uid,
             patient_id=row.patient_id,
+            tier=1,
             modality="SEG",
             reason="not an image",
             path="kept/aa/1.dcm",
