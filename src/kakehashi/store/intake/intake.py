@@ -197,8 +197,9 @@ class Intake:
         most : int
             Objects after which it is enough, so that what is complete gets packed meanwhile.
         """
+        position = self._position()
         with self._as_receiver():
-            entries = list(islice(self._inbox.entries(after=self._position()), most))
+            entries = list(islice(self._inbox.entries(after=position), most))
         for start in range(0, len(entries), _BATCH):
             batch = entries[start : start + _BATCH]
             withdrawn = self._catalogue.withdrawn()
