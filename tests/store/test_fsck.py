@@ -425,6 +425,9 @@ groups = ["g"]
 sites = ["s"]
 """
 RUN = """
+# Where the tests run with Ctrl-C ignored, a child would ignore it too.
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import sys
 from pathlib import Path
 import typer
@@ -443,8 +446,6 @@ def start(store: StoreUnderTest, *arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Where the tests run with Ctrl-C ignored, a child would ignore it too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -167,7 +167,7 @@ def test_the_check_is_red_where_fsync_does_nothing(lossy, monkeypatch, culprit):
         monkeypatch.setattr("os.fdatasync", lambda _: None)
     try:
         with pytest.raises(
-            AssertionError, match="acknowledged, and not in the journal|not what was sent"
+            AssertionError, match=r"acknowledged, and not in the journal|not what was sent"
         ):
             trial.rounds(20)
     finally:
