@@ -294,6 +294,7 @@ def postgres_server() -> Iterator[str | None]:
                 except psycopg.OperationalError:
                     if server.poll() is not None or time.monotonic() > deadline:
                         raise
+                    # A server that starts tells nobody when it is ready.
                     time.sleep(0.05)
             yield folder
         finally:

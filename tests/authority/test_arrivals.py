@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from tests.authority.real import RealStore
 
+# Accounts and sshd are root's; CI is root and runs these.
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes accounts and runs sshd")
 
 DAY = {

@@ -156,6 +156,7 @@ def postgresql():
     psycopg = pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
     initdb, postgres = program("initdb"), program("postgres")
     if initdb is None or postgres is None:
+        # scripts/install.sh has it; other Linux machines may not.
         pytest.skip("PostgreSQL is not installed")
     who = {}
     # Not under pytest's folder: other users cannot pass through that, and runs of pytest at

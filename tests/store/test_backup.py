@@ -545,6 +545,7 @@ def test_a_killed_scrub_leaves_a_whole_backup_and_is_repeated(record, tmp_path):
     assert seen == {2, 3}
 
 
+# Only a real full disk says ENOSPC; CI is root and runs this.
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 def test_a_full_disk_leaves_nothing(record, tmp_path):
     disk = tmp_path / "disk"
@@ -552,6 +553,7 @@ def test_a_full_disk_leaves_nothing(record, tmp_path):
     if subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=False
     ).returncode:
+        # A container may forbid it, also to root.
         pytest.skip("tmpfs cannot be mounted here")
     try:
         with pytest.raises(StoreError, match=r"(disk is full|No space left on device); nothing"):

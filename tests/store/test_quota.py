@@ -18,17 +18,24 @@ from typer.testing import CliRunner
 from kakehashi.cli import upkeep
 from kakehashi.config import Config
 from kakehashi.errors import StoreError
+from kakehashi.store.authority.layout import Layout
 from kakehashi.store.quota import enforced, set_limit, snapshot, usage
 
 from .conftest import settings
 
 MB = 1_000_000
+# Mounting is root's; `make test` in CI is root and runs these.
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 
 
+def files_of_project(root: Path, project: str) -> Path:
+    """Where a project's people write."""
+    return Layout(root).work(project) / "work"
+
+
 def store_in(root: Path):
-    (root / "work/lung/work").mkdir(parents=True)
-    (root / "work/other/work").mkdir(parents=True)
+    for project in ("lung", "other"):
+        files_of_project(root, project).mkdir(parents=True)
     return Config.model_validate(settings(root)).need_store()
 
 
@@ -41,6 +48,7 @@ def plain(tmp_path):
 def mounted(tmp_path: Path, make: list[str], *options: str) -> Iterator[Path]:
     """A file system in a file; skips where this machine cannot make or mount it."""
     if shutil.which(make[0]) is None:
+        # scripts/install.sh has the programs; other Linux machines may not.
         pytest.skip(f"{make[0]} is not installed")
     image, folder = tmp_path / "image", tmp_path / "mounted"
     folder.mkdir()
@@ -50,6 +58,7 @@ def mounted(tmp_path: Path, make: list[str], *options: str) -> Iterator[Path]:
     argv = ["mount", "-o", ",".join(["loop", *options]), str(image), str(folder)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode != 0:
+        # Quotas and file systems are the kernel's to have; nothing stands in for them.
         pytest.skip(f"cannot be mounted here: {done.stderr.strip()}")
     try:
         yield folder
@@ -58,7 +67,7 @@ def mounted(tmp_path: Path, make: list[str], *options: str) -> Iterator[Path]:
 
 
 def test_a_folder_is_measured_as_the_disk_has_it(plain):
-    work = plain.root / "work/lung/work"
+    work = files_of_project(plain.root, "lung")
     empty = usage(plain, "lung")
     assert (empty.files, empty.limit, empty.wall, empty.warning) == (0, None, False, None)
     (work / "a").write_bytes(os.urandom(MB))
@@ -70,7 +79,10 @@ def test_a_folder_is_measured_as_the_disk_has_it(plain):
     (work / "folder/b").write_bytes(os.urandom(MB))
     found = usage(plain, "lung")
     said = subprocess.run(
-        ["du", "-s", "-B1", plain.root / "work/lung"], capture_output=True, text=True, check=True
+        ["du", "-s", "-B1", Layout(plain.root).work("lung")],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert found.size == int(said.stdout.split()[0])
     assert 2 * MB < found.size < 3 * MB
@@ -82,7 +94,7 @@ def test_without_a_wall_a_limit_is_reported_and_called_what_it_is(plain):
     if enforced(plain.root):
         pytest.skip("this file system has walls")
     assert set_limit(plain, "lung", 10 * MB).warning is None
-    work = plain.root / "work/lung/work"
+    work = files_of_project(plain.root, "lung")
     (work / "a").write_bytes(os.urandom(9 * MB))
     assert usage(plain, "lung").warning == "near its limit, which nothing enforces"
     (work / "b").write_bytes(os.urandom(2 * MB))
@@ -105,7 +117,7 @@ def test_the_command_says_whether_a_limit_is_a_wall(plain):
         return done.output
 
     assert "lung: 0.000 GB (no limit), 0 files" in run("lung") or enforced(plain.root)
-    (plain.root / "work/lung/work/a").write_bytes(os.urandom(3 * MB))
+    (files_of_project(plain.root, "lung") / "a").write_bytes(os.urandom(3 * MB))
     said = run("lung", "--limit", "0.002", status=1)
     assert "0.003 GB of 0.002 GB" in said
     assert "over its limit" in said
@@ -154,7 +166,7 @@ def test_where_the_file_system_has_quotas_a_limit_is_a_wall(tmp_path, kind):
         if not enforced(folder):
             pytest.skip("this kernel has no project quotas for it")
         store = store_in(folder)
-        work = folder / "work/lung/work"
+        work = files_of_project(folder, "lung")
         (work / "before").write_bytes(os.urandom(4 * MB))
         (work / "link").symlink_to("/etc/passwd")
         found = set_limit(store, "lung", 10 * MB)
@@ -166,7 +178,7 @@ def test_where_the_file_system_has_quotas_a_limit_is_a_wall(tmp_path, kind):
         assert usage(store, "lung").size <= 10 * MB + 64 * 1024
         assert usage(store, "lung").warning == "near its limit"
         # Another project is not touched by it, and a higher limit gives room at once.
-        (folder / "work/other/work/a").write_bytes(os.urandom(MB))
+        (files_of_project(folder, "other") / "a").write_bytes(os.urandom(MB))
         set_limit(store, "lung", 40 * MB)
         assert refusal(work / "more", 10) is None
         assert usage(store, "lung").warning is None
@@ -181,10 +193,10 @@ def test_a_snapshot_stays_as_it_was(tmp_path, make, subvolume):
     with mounted(tmp_path, make) as folder:
         store = store_in(folder)
         if subvolume:
-            shutil.rmtree(folder / "work/lung")
-            argv = ["btrfs", "subvolume", "create", str(folder / "work/lung")]
+            shutil.rmtree(Layout(folder).work("lung"))
+            argv = ["btrfs", "subvolume", "create", str(Layout(folder).work("lung"))]
             subprocess.run(argv, check=True, capture_output=True)
-        file = folder / "work/lung/work/a"
+        file = files_of_project(folder, "lung") / "a"
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(b"before" * MB)
         os.sync()
@@ -204,7 +216,7 @@ def test_a_snapshot_stays_as_it_was(tmp_path, make, subvolume):
 def test_without_snapshots_it_says_so_and_leaves_nothing(tmp_path):
     with mounted(tmp_path, ["mkfs.ext4", "-q"]) as folder:
         store = store_in(folder)
-        (folder / "work/lung/work/a").write_bytes(b"x")
+        (files_of_project(folder, "lung") / "a").write_bytes(b"x")
         with pytest.raises(StoreError, match="without snapshots"):
             snapshot(store, "lung")
         assert list((folder / "snapshots/lung").iterdir()) == []

@@ -35,7 +35,8 @@ DEFAULT_CONFIG = Path("/etc/kakehashi.toml")
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[configuration.Config, Catalogue]]:
+def opened(path: Path) -> Iterator[tuple[configuration.Config, Catalogue]]:
+    """Give a configuration and its catalogue, which is closed at the end."""
     from kakehashi.store.catalogue import Catalogue
 
     config = configuration.load(path)
@@ -85,7 +86,8 @@ def add(
     It can be interrupted and repeated: series that are complete stay, and what is in the
     store already is left alone.
     """
-    from kakehashi.store.indexing import enter, opened
+    from kakehashi.store.indexing import enter
+    from kakehashi.store.indexing import opened as open_index
     from kakehashi.store.ingest import Origin
     from kakehashi.store.ingest import add as add_files
 
@@ -96,13 +98,13 @@ def add(
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with (
-        _opened(config) as (settings, catalogue),
+        opened(config) as (settings, catalogue),
         Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress,
     ):
         report = add_files(
             settings.need_store(), catalogue, sources, _Bars(progress), origin=origin
         )
-        enter(settings.need_store(), catalogue, opened(settings.need_store()), report.packed)
+        enter(settings.need_store(), catalogue, open_index(settings.need_store()), report.packed)
     for path in report.skipped:
         _print(f"skipped  {path}: not a plain file")
     if report.withdrawn:
@@ -120,16 +122,17 @@ def add(
 @app.command()
 def index(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Bring the index of facets up to the catalogue, and make it where there is none."""
-    from kakehashi.store.indexing import catch_up, opened
+    from kakehashi.store.indexing import catch_up
+    from kakehashi.store.indexing import opened as open_index
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with (
-        _opened(config) as (settings, catalogue),
+        opened(config) as (settings, catalogue),
         Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress,
     ):
         bars = _Bars(progress)
-        found = opened(settings.need_store())
+        found = open_index(settings.need_store())
         added = catch_up(settings.need_store(), catalogue, found, bars.series)
     _print(f"{added} series added, {found.rows} in the index")
 
@@ -145,7 +148,7 @@ def list_(
     as_json: JsonOption = False,
 ) -> None:
     """List the series of the catalogue, or the kept objects."""
-    with _opened(config) as (_, catalogue):
+    with opened(config) as (_, catalogue):
         rows: list[Series] | list[Kept] = (
             catalogue.list_kept(modality=modality)
             if kept
@@ -173,7 +176,7 @@ def show(
     from kakehashi.imaging.ozip import FileReader, open_pack
     from kakehashi.store.layout import Layout, damaged_blocks
 
-    with _opened(config) as (settings, catalogue):
+    with opened(config) as (settings, catalogue):
         row, kept = catalogue.series(uid), catalogue.kept_about_series(uid)
     if row is None and not kept:
         raise StoreError(f"no series {uid!r} in the store; `kakehashi store list` shows all")
@@ -219,7 +222,7 @@ def view(
 
     if every == (project is not None):
         raise typer.BadParameter("name one project, or give --all")
-    with _opened(config) as (settings, catalogue):
+    with opened(config) as (settings, catalogue):
         names = [project] if project is not None else [p.id for p in settings.projects]
         for name in names:
             built = build_view(settings, name, catalogue)

@@ -14,27 +14,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from kakehashi import config as configuration
 from kakehashi.cli.service import DEFAULT_CONFIG, ConfigPath
+from kakehashi.cli.store import opened
 from kakehashi.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from kakehashi.store.catalogue import Catalogue
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 MB = 1_000_000
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[configuration.Config, Catalogue]]:
-    from kakehashi.store.catalogue import Catalogue
-
-    config = configuration.load(path)
-    catalogue = Catalogue.open(config.need_store())
-    try:
-        yield config, catalogue
-    finally:
-        catalogue.close()
 
 
 @contextmanager
@@ -85,7 +73,7 @@ def fsck(
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with (
-        _opened(config) as (settings, catalogue),
+        opened(config) as (settings, catalogue),
         Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress,
     ):
         bars = _Bars(progress)
@@ -129,7 +117,7 @@ def backup(
     """Write the record (tables, authority, projects, keys) to a folder, and read it back."""
     from kakehashi.store.backup import backup as make
 
-    with _opened(config) as (settings, catalogue), _status() as progress:
+    with opened(config) as (settings, catalogue), _status() as progress:
         made = make(settings, catalogue, target, progress)
     if as_json:
         typer.echo(json.dumps(asdict(made), ensure_ascii=False))

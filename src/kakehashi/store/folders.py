@@ -178,7 +178,8 @@ def unpack(archive: Path, target: Path, name: str) -> None:
 
 def _give(path: Path, member: tarfile.TarInfo) -> None:
     """Give a file the owner and permissions that it had."""
-    path.chmod(member.mode & 0o777)
+    # What the archive says, but nothing that gives rights: no setuid, no writing by others.
+    path.chmod(member.mode & 0o755)
     if os.geteuid() == 0:
         try:
             shutil.chown(path, member.uname, member.gname)

@@ -26,6 +26,7 @@ IMAGES = 5
 @pytest.fixture(scope="module")
 def lossy(tmp_path_factory):
     if not Path("/dev/fuse").exists():
+        # The file system that forgets is FUSE; a container may have none.
         pytest.skip("needs /dev/fuse")
     with mounted(tmp_path_factory.mktemp("lossy") / "disk") as disk:
         yield disk

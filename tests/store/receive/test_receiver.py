@@ -557,6 +557,7 @@ def test_tls_files_that_cannot_be_used_are_named(tmp_path):
 @pytest.fixture
 def small_disk(tmp_path):
     if os.geteuid() != 0:
+        # Only a real full disk says ENOSPC; CI is root and runs this.
         pytest.skip("needs root to mount a small disk")
     folder = tmp_path / "small"
     folder.mkdir()

@@ -392,6 +392,7 @@ def test_pydicom_and_dcmtk_read_every_kind_of_object_without_a_complaint(study):
             for element in found.iterall():
                 assert element.value is not None or element.VM == 0
     if shutil.which("dcmdump") is None:
+        # scripts/install.sh has it; other Linux machines may not.
         pytest.skip("dcmdump is not installed")
     for path in one_of_each(study):
         done = subprocess.run(["dcmdump", "-q", path], capture_output=True, check=False)
@@ -414,6 +415,7 @@ def complaints(path):
     return [line for line in lines if "Error" in line and not _KNOWN.search(line)]
 
 
+# scripts/install.sh has it; other Linux machines may not.
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
 def test_an_independent_checker_finds_every_kind_of_object_valid(study, tmp_path):
     for path in one_of_each(study):
