@@ -1,8 +1,10 @@
-"""Run every benchmark and render ``docs/benchmarks.md``."""
+"""Run benchmarks, and put what they measured on ``docs/benchmarks.md``."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,53 +25,53 @@ BENCHMARKS = (
     "catalogue",
     "views",
 )
+LAST = "Beside the original set-up"
 
 
-def render(documents: list[Document]) -> str:
-    """Write the page of all benchmarks."""
+def section(document: Document) -> str:
+    """Write the part of the page that one benchmark has."""
+    where = document["machine"]
     lines = [
-        "# Benchmarks",
+        f"## {document['title']}",
         "",
-        "Measured side by side in one run, in turn. Times on a shared machine are noisy: the",
-        "ratios and differences between the rows of one table say more than the rows.",
-        "`make bench` measures all of it anew and writes this page.",
+        ", ".join(
+            [
+                document["measured_at"],
+                where["processor"],
+                f"{where['cores']} cores",
+                f"{where['memory_gib']} GiB",
+                f"Linux {where['kernel']}",
+            ]
+        ),
         "",
     ]
-    for document in documents:
-        where = document["machine"]
+    for table in document["tables"]:
+        if table["title"] != document["title"]:
+            lines += [f"### {table['title']}", ""]
         lines += [
-            f"## {document['title']}",
-            "",
-            ", ".join(
-                [
-                    document["measured_at"],
-                    where["processor"],
-                    f"{where['cores']} cores",
-                    f"{where['memory_gib']} GiB",
-                    f"Linux {where['kernel']}",
-                ]
-            ),
+            f"| {' | '.join(table['columns'])} |",
+            "|---|" + "---:|" * (len(table["columns"]) - 1),
+            *(f"| {' | '.join(row)} |" for row in table["rows"]),
             "",
         ]
-        for table in document["tables"]:
-            if table["title"] != document["title"]:
-                lines += [f"### {table['title']}", ""]
-            lines += [
-                f"| {' | '.join(table['columns'])} |",
-                "|---|" + "---:|" * (len(table["columns"]) - 1),
-                *(f"| {' | '.join(row)} |" for row in table["rows"]),
-                "",
-            ]
-        for goal in document["goals"]:
-            lines.append(
-                f"- {goal['name']}: {goal['value']:.3g} (95 % bounds {goal['low']:.3g} to "
-                f"{goal['high']:.3g}), goal {goal['goal']}: "
-                f"{'met' if goal['met'] else '**not met**'}"
-            )
-        lines.append("")
-    if not any(document["quick"] for document in documents):
-        lines += beside_the_original(documents)
-    return "\n".join(lines)
+    for goal in document["goals"]:
+        lines.append(
+            f"- {goal['name']}: {goal['value']:.3g} (95 % bounds {goal['low']:.3g} to "
+            f"{goal['high']:.3g}), goal {goal['goal']}: "
+            f"{'met' if goal['met'] else '**not met**'}"
+        )
+    return "\n".join([*lines, ""])
+
+
+def render(page: str, documents: list[Document]) -> str:
+    """Put what was measured in place of what a page has of the same benchmarks."""
+    first, *rest = re.split(r"^(?=## )", page, flags=re.MULTILINE)
+    parts = {part.partition("\n")[0].removeprefix("## "): part for part in rest}
+    for document in documents:
+        parts[document["title"]] = section(document) + "\n"
+    last = beside_the_original(documents) or parts.get(LAST, "")
+    parts.pop(LAST, None)
+    return "".join([first, *parts.values(), last]).rstrip("\n") + "\n"
 
 
 ORIGINAL = """\
@@ -90,8 +92,8 @@ what is [pinned](training.md); shown by `tests/link/test_maintenance.py` with sh
 """
 
 
-def beside_the_original(documents: list[Document]) -> list[str]:
-    """Lay the reported figures of the set-up that came before beside these."""
+def beside_the_original(documents: list[Document]) -> str:
+    """Lay the reported figures of the set-up that came before beside these, if all are there."""
     found: dict[str, float] = {}
     for document in documents:
         for one in document["series"]:
@@ -99,33 +101,46 @@ def beside_the_original(documents: list[Document]) -> list[str]:
         for goal in document["goals"]:
             found[goal["name"]] = goal["value"]
     stream = "packed, reader, one stream"
-    return [
-        ORIGINAL.format(
-            line=f"{found[f'10 ms, 2 Gbit/s: {stream}'] * 8 / 1000:.1f}",
-            free=f"{found[f'10 ms, no limit: {stream}'] * 8 / 1000:.1f} Gbit/s",
-            errors=found["errors"],
-            wrong=found["parts with a wrong byte"],
-            back=found["cut of 300 s"],
-        )
-    ]
+    line, free = f"10 ms, 2 Gbit/s: {stream}", f"10 ms, no limit: {stream}"
+    errors, wrong, back = "errors", "parts with a wrong byte", "cut of 300 s"
+    if not {line, free, errors, wrong, back} <= found.keys():
+        return ""
+    return ORIGINAL.format(
+        line=f"{found[line] * 8 / 1000:.1f}",
+        free=f"{found[free] * 8 / 1000:.1f} Gbit/s",
+        errors=found[errors],
+        wrong=found[wrong],
+        back=found[back],
+    )
 
 
 def main() -> int:
-    """Run all; exit status 1 where a benchmark failed to run."""
+    """Run those named, or all; exit status 1 where a benchmark failed to run."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=main.__doc__)
+    parser.add_argument("name", nargs="*", help=", ".join(BENCHMARKS))
+    parser.add_argument("--quick", action="store_true", help="each in a minute; no page is written")
+    options = parser.parse_args()
+    if unknown := set(options.name) - set(BENCHMARKS):
+        parser.error(
+            f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}"
+        )
     results = HERE / "results"
     results.mkdir(exist_ok=True)
     documents: list[Document] = []
-    for name in BENCHMARKS:
+    for name in options.name or BENCHMARKS:
         path = results / f"{name}.json"
         done = subprocess.run(
-            [sys.executable, str(HERE / f"{name}.py"), "--json", str(path), *sys.argv[1:]],
+            [sys.executable, str(HERE / f"{name}.py"), "--json", str(path)]
+            + ["--quick"] * options.quick,
             cwd=HERE.parent,
             check=False,
         )
         if done.returncode:
             return 1
-        documents.append(json.loads(path.read_text()))
-    PAGE.write_text(render(documents))
+        if not options.quick:
+            # After each one: they take hours, and what was measured is not to be lost.
+            documents.append(json.loads(path.read_text()))
+            PAGE.write_text(render(PAGE.read_text(), documents))
     return 0
 
 
