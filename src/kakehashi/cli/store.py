@@ -133,8 +133,8 @@ def index(config: ConfigOption = DEFAULT_CONFIG) -> None:
     ):
         bars = _Bars(progress)
         found = open_index(settings.need_store())
-        added = catch_up(settings.need_store(), catalogue, found, bars.series)
-    _print(f"{added} series added, {found.rows} in the index")
+        changed = catch_up(settings.need_store(), catalogue, found, bars.series)
+    _print(f"{changed.entered} series added, {changed.removed} removed, {found.rows} in the index")
 
 
 @app.command("list")

@@ -98,6 +98,15 @@ _WITHDRAWN = sa.Table(
     sa.Column("at", sa.String(32), nullable=False),
 )
 _STAYS = _SERIES.c.patient_id.not_in(sa.select(_WITHDRAWN.c.patient_id))
+# What changed since the index of facets was brought up to this record the last time, and the
+# sign that this index then was given: an older record or index has another one.
+_CHANGES = sa.Table("series_changes", _METADATA, sa.Column("series_uid", _UID, primary_key=True))
+_MARK = sa.Table(
+    "series_mark",
+    _METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("mark", sa.String(32), nullable=False),
+)
 _COHORTS = sa.Table(
     "cohorts",
     _METADATA,
@@ -108,6 +117,8 @@ _COHORTS = sa.Table(
     sa.Column("frozen_at", sa.String(32), nullable=False),
 )
 
+
+_AT_ONCE = 500
 
 TOMBSTONE = "withdrawn"
 """What stands in a frozen cohort where a series was."""
@@ -354,6 +365,27 @@ class Catalogue:
         """Add a series that is not there yet."""
         with self.transaction() as connection:
             connection.execute(sa.insert(_SERIES).values(**_values(row)))
+            _note_changes(connection, [row.series_uid])
+
+    def changes(self) -> list[str]:
+        """Return the series that changed since :meth:`followed`, sorted."""
+        with self.transaction() as connection:
+            return sorted(connection.scalars(sa.select(_CHANGES.c.series_uid)))
+
+    def mark(self) -> str | None:
+        """Return what :meth:`followed` noted the last time, None before the first."""
+        with self.transaction() as connection:
+            return connection.scalar(sa.select(_MARK.c.mark))
+
+    def followed(self, changes: Iterable[str], mark: str) -> None:
+        """Note that the index has these changes, and the mark that it has got with them."""
+        uids = sorted(changes)
+        with self.transaction() as connection:
+            for start in range(0, len(uids), _AT_ONCE):
+                some = uids[start : start + _AT_ONCE]
+                connection.execute(sa.delete(_CHANGES).where(_CHANGES.c.series_uid.in_(some)))
+            connection.execute(sa.delete(_MARK))
+            connection.execute(sa.insert(_MARK).values(id=1, mark=mark))
 
     def series(self, series_uid: str) -> Series | None:
         """Return a series' row, None if there is none."""
@@ -408,6 +440,8 @@ class Catalogue:
             same = _WITHDRAWN.c.patient_id == patient_id
             if connection.execute(sa.select(_WITHDRAWN).where(same)).first() is None:
                 connection.execute(sa.insert(_WITHDRAWN).values(**values))
+                theirs = sa.select(_SERIES.c.series_uid).where(_SERIES.c.patient_id == patient_id)
+                _note_changes(connection, connection.scalars(theirs).all())
 
     def withdrawn(self) -> frozenset[str]:
         """Return the ids of all who withdrew."""
@@ -425,7 +459,8 @@ class Catalogue:
     def forget(self, series_uids: Iterable[str], kept: Iterable[str]) -> None:
         """Forget series and kept objects, whose files are gone, all at once.
 
-        In frozen cohorts a tombstone takes the place of each series; their hashes stay.
+        The index has let go of them before: nothing here would tell it. In frozen cohorts a
+        tombstone takes the place of each series; their hashes stay.
         """
         gone = set(series_uids)
         holding = [one for one in self.cohort_history() if not gone.isdisjoint(one.series)]
@@ -436,6 +471,7 @@ class Catalogue:
                 connection.execute(sa.update(_COHORTS).where(*same).values(series=left))
             for series in sorted(gone):
                 connection.execute(sa.delete(_SERIES).where(_SERIES.c.series_uid == series))
+                connection.execute(sa.delete(_CHANGES).where(_CHANGES.c.series_uid == series))
             for sha256 in sorted(set(kept)):
                 connection.execute(sa.delete(_REFERENCES).where(_REFERENCES.c.sha256 == sha256))
                 connection.execute(sa.delete(_KEPT).where(_KEPT.c.sha256 == sha256))
@@ -546,6 +582,21 @@ def _add_missing_columns(connection: sa.Connection) -> None:
             if column.name not in there:
                 definition = CreateColumn(column).compile(dialect=connection.dialect)
                 connection.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {definition}"))
+
+
+def _note_changes(connection: sa.Connection, series_uids: Iterable[str]) -> None:
+    wanted = set(series_uids)
+    known = {
+        uid
+        for start in range(0, len(wanted), _AT_ONCE)
+        for uid in connection.scalars(
+            sa.select(_CHANGES.c.series_uid).where(
+                _CHANGES.c.series_uid.in_(sorted(wanted)[start : start + _AT_ONCE])
+            )
+        )
+    }
+    if new := sorted(wanted - known):
+        connection.execute(sa.insert(_CHANGES), [{"series_uid": uid} for uid in new])
 
 
 def _overwrite_what_is_deleted(connection: Any, _record: object) -> None:

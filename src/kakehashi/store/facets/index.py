@@ -14,6 +14,7 @@ import numpy as np
 
 from kakehashi.errors import StoreError
 from kakehashi.store.facets.build import build_segment
+from kakehashi.store.facets.compare import Comparison
 from kakehashi.store.facets.search import Part, Searches
 from kakehashi.store.facets.segment import Segment
 from kakehashi.store.layout import locked, replacing, sync_folder
@@ -91,6 +92,23 @@ class Index(Searches):
     def segments(self) -> int:
         """How many segments there are; with many small ones, :meth:`compact`."""
         return len(self._parts())
+
+    @property
+    def mark(self) -> str | None:
+        """What :meth:`set_mark` was told the last time."""
+        found = self._newest()[0].get("mark")
+        return None if found is None else str(found)
+
+    def set_mark(self, mark: str) -> None:
+        """Keep a sign by which the record that the index was made level with is known again."""
+        with locked(self._folder / _LOCK, wait=True):
+            state, _ = self._begin()
+            state["mark"] = mark
+            self._commit(state)
+
+    def comparison(self) -> Comparison:
+        """Return what compares this generation with the record."""
+        return Comparison(self._parts())
 
     def _parts(self) -> tuple[Part, ...]:
         return self._newest()[1]
@@ -220,7 +238,7 @@ class Index(Searches):
                         kept.append(entry)
                         continue
                     # What was withdrawn while this was built.
-                    gone = np.flatnonzero(_bits(before[part.segment.folder]) & ~_bits(part))
+                    gone = np.flatnonzero(before[part.segment.folder].bits() & ~part.bits())
                     rows -= self._clear(
                         state,
                         new,
@@ -278,7 +296,7 @@ class Index(Searches):
         self, state: dict[str, Any], entry: dict[str, Any], part: Part, rows: npt.NDArray[Any]
     ) -> int:
         """Write a segment's bits anew without some rows; return how many were there."""
-        bits = _bits(part)
+        bits = part.bits()
         gone = int(bits[rows].sum())
         if gone:
             bits[rows] = False
@@ -313,14 +331,6 @@ class _Some(Searches):
 
     def _parts(self) -> tuple[Part, ...]:
         return self._some
-
-
-def _bits(part: Part) -> npt.NDArray[np.bool_]:
-    """Say for each row whether it is not withdrawn."""
-    count = part.segment.rows
-    if part.alive is None:
-        return np.ones(count, bool)
-    return np.unpackbits(part.alive, count=count, bitorder="little").astype(bool)
 
 
 def _write(folder: Path, state: dict[str, Any]) -> None:

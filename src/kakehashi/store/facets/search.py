@@ -46,6 +46,13 @@ class Part:
     segment: Segment
     alive: npt.NDArray[np.uint8] | None
 
+    def bits(self) -> npt.NDArray[np.bool_]:
+        """Say for each row whether it is not withdrawn."""
+        count = self.segment.rows
+        if self.alive is None:
+            return np.ones(count, bool)
+        return np.unpackbits(self.alive, count=count, bitorder="little").astype(bool)
+
 
 class Searches:
     """What can be asked of an index.
