@@ -10,13 +10,16 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.lab import hospitals
 from tests.lab import hosts as ns
 from tests.lab import portal as services
+from tests.lab.hospitals import Sent
 from tests.lab.lab import REPOSITORY, inline_table
 from tests.lab.portal import Place, Portal
 
 RUN_DIR = Path("/run/kakehashi-demo")
 ADDRESS = "127.0.0.1"
+SAMPLES = "samples"
 LOCAL_SITE = """\
 title = "This machine"
 title_ja = "このマシン"
@@ -37,10 +40,11 @@ memory_mb = 2000
 
 @dataclass(frozen=True)
 class Demo:
-    """The running demo."""
+    """The running demo, and what hospitals sent to it."""
 
     host: ns.Host
     url: str
+    sent: Sent
 
 
 def up() -> Demo:
@@ -73,6 +77,7 @@ def _start() -> Demo:
         RUN_DIR,
     )
     ns.save(RUN_DIR, [host], {})
+    studies = hospitals.make(host)
     place = Place(host, ADDRESS)
     services.add_people(host)
     accounts = services.site_accounts()
@@ -87,6 +92,9 @@ def _start() -> Demo:
         },
         tls=False,
         sshd_port=8022,
+        senders=hospitals.SENDERS,
+        granted=(SAMPLES, *hospitals.GRANTED),
+        data_facility=SAMPLES,
     )
     services.start_provider(portal)
     services.install_agent(
@@ -96,15 +104,26 @@ def _start() -> Demo:
             "software": services.SOFTWARE, "queues": ["local"]}},
     )  # fmt: skip
     services.start_store(portal)
+    hospitals.start_receiver(host)
     services.start_login(portal)
-    ns.save(RUN_DIR, [host], {"url": portal.url, "complete": True})
-    return Demo(host, portal.url)
+    if studies.wait():
+        raise ns.LabError(f"no studies:\n{host.log('hospitals').read_text()[-3000:]}")
+    sent = hospitals.send(host)
+    # All of it at once, and in the project's view; what comes later is for the running intake.
+    services.kakehashi(host, ["store", "intake", "--once"])
+    services.kakehashi(host, ["store", "view", "lung-ct"])
+    hospitals.start_intake(host)
+    ns.save(RUN_DIR, [host], {"url": portal.url, "complete": True, "sent": sent.as_json()})
+    return Demo(host, portal.url, sent)
 
 
 def status() -> Demo | None:
     """Return the running demo, or None."""
     found = ns.running(RUN_DIR)
-    return None if found is None else Demo(found[0]["demo"], str(found[1]["url"]))
+    if found is None:
+        return None
+    hosts, facts = found
+    return Demo(hosts["demo"], str(facts["url"]), Sent.from_json(facts["sent"]))
 
 
 def down() -> None:

@@ -33,7 +33,7 @@ approval = "2026-0123"
 expires = {expires}
 groups = ["lung-ct"]
 sites = [{sites}]
-cohort = {{ modality = ["CT"] }}
+cohort = {{ modality = ["CT"]{granted} }}
 
 [[projects]]
 id = "brain-mr"
@@ -83,7 +83,9 @@ class Portal:
     """Where the portal's services run, and on which ports.
 
     ``sites`` holds the TOML text of each site's section, without its header; ``witness_keys``
-    the public key of each site whose root reports of its nodes.
+    the public key of each site whose root reports of its nodes; ``senders`` the AE titles of
+    each hospital that may send from the store's own machine; ``data_facility`` from whom the
+    sample data is, and ``granted`` the facilities that the project lung-ct sees (all without any).
     """
 
     store: Place
@@ -100,6 +102,9 @@ class Portal:
     provider_port: int = 9400
     lease_minutes: float = 15
     data: tuple[str, ...] = (f"{SOFTWARE}/tests/data",)
+    senders: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    granted: Sequence[str] = ()
+    data_facility: str | None = None
     people_file: str = "/var/lib/provider/accounts.json"
     witness_keys: Mapping[str, str] = field(default_factory=dict)
     ca: LabCA = field(default_factory=LabCA)
@@ -156,8 +161,24 @@ class Portal:
                 + ("accept_account_walls = true\n" if 'walls = "account"' in text else "")
                 for name, text in self.sites.items()
             )
-            + PROJECTS.format(expires=expires.isoformat(), sites=sites)
+            + self._receive_toml()
+            + PROJECTS.format(expires=expires.isoformat(), sites=sites, granted=self._granted_toml)
         )
+
+    def _receive_toml(self) -> str:
+        if not self.senders:
+            return ""
+        return '[store.receive]\nbind = "127.0.0.1"\nquiet_minutes = 0.2\n' + "".join(
+            "[[store.receive.senders]]\n"
+            f"facility = {json.dumps(facility)}\n"
+            f"ae_titles = {json.dumps(list(titles))}\n"
+            'addresses = ["127.0.0.0/8"]\n'
+            for facility, titles in self.senders.items()
+        )
+
+    @property
+    def _granted_toml(self) -> str:
+        return f", facility = {json.dumps(list(self.granted))}" if self.granted else ""
 
     def login_toml(self) -> str:
         """Return the login server's configuration."""
@@ -301,7 +322,8 @@ def start_store(portal: Portal) -> None:
     token = kakehashi(host, ["store", "hub-add", "login"]).stdout.strip().splitlines()[-1]
     portal.login.host.write("/etc/kakehashi/authority.token", token + "\n", mode=0o600)
     if portal.data:
-        kakehashi(host, ["store", "add", *portal.data])
+        origin = [] if portal.data_facility is None else ["--facility", portal.data_facility]
+        kakehashi(host, ["store", "add", *portal.data, *origin])
     kakehashi(host, ["store", "view", "--all"])
     serve_store(host)
 
@@ -310,10 +332,13 @@ def serve_store(host: Host) -> None:
     """Start the store's services; also used to restart them."""
     log = host.log("store")
     since = log.stat().st_size if log.exists() else 0
-    process = host.daemon(
-        "store", [PYTHON, "-m", "kakehashi.cli", "store", "serve", "--config", CONFIG]
-    )
+    process = host.daemon("store", command("store", "serve"))
     await_line(host, "store", "ready", process, since=since)
+
+
+def command(*arguments: str) -> list[str]:
+    """Return the argument list of a command of the store that runs until it is told to stop."""
+    return [PYTHON, "-m", "kakehashi.cli", *arguments, "--config", CONFIG]
 
 
 def kakehashi(host: Host, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
