@@ -409,7 +409,8 @@ def restored(*arguments, **options) -> dict[str, int]:
 
 def without_first(rows: dict[str, int]) -> dict[str, int]:
     """What remains of `fill` without the first patient."""
-    return rows | {"series": 2, "kept": 0, "kept_references": 0, "notes": 2, "replies": 1}
+    series = {"series": 2, "series_changes": 2}
+    return rows | series | {"kept": 0, "kept_references": 0, "notes": 2, "replies": 1}
 
 
 def names_of(folder: Path) -> str:
