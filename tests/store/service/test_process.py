@@ -15,6 +15,7 @@ import time
 
 import pytest
 
+from kakehashi.audit import Audit
 from kakehashi.config import StoreHost, load
 from kakehashi.store.authority.book import Book
 from kakehashi.store.authority.layout import Layout as AuthorityLayout
@@ -141,6 +142,27 @@ def test_it_serves_a_session_as_long_as_the_book_says_so(store, tmp_path):
             book.end(SESSION, "revoked", time.time())
         assert count(port, token)[0] == 403  # at once
         book.close()
+
+
+def test_what_a_session_saw_stands_in_the_trail_when_the_service_ends(store, tmp_path):
+    port = free_port()
+    path = tmp_path / "kakehashi.toml"
+    path.write_text(written(store, port))
+    book = granted(store)
+    redeem(book)
+    book.close()
+    with started(path):
+        key = load_key(AuthorityLayout(store).keys / "catalogue")
+        token = Tokens(key).issue(SESSION, "ct", "sato", time.time() + 600).reveal()
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        body = b'{"limit": 7}'
+        connection.request("POST", "/v1/page", body, {"Authorization": f"Bearer {token}"})
+        assert connection.getresponse().status == 200
+        connection.close()
+        assert list(Audit(AuthorityLayout(store).audit).records()) == []
+    (record,) = Audit(AuthorityLayout(store).audit).records()
+    assert (record.kind, record.session, record.person) == ("catalogue.looked", SESSION, "sato")
+    assert record.detail == {"project": "ct", "rows": 7, "series": 0, "thumbnails": 0}
 
 
 def redeem(book: Book) -> None:

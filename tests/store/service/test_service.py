@@ -483,7 +483,7 @@ def test_everything_looked_at_is_told_without_what_was_sought(service):
         ("export", len(service.rows)),
     ]
     assert {(event.project, event.person) for event in events} == {("all", "yamada")}
-    assert events[0].query_sha256 == events[1].query_sha256 != events[2].query_sha256
+    assert events[0].query_digest == events[1].query_digest != events[2].query_digest
     assert all(isinstance(event, AuditEvent) and "かくし" not in str(event) for event in events)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
@@ -23,16 +24,13 @@ from kakehashi.store.cohorts import Cohorts
 from kakehashi.store.facets import Index
 from kakehashi.store.layout import Layout
 from kakehashi.store.service.app import http_server
+from kakehashi.store.service.notes import Notes, flush_or_say
 from kakehashi.store.service.parts import Parts
 from kakehashi.store.service.reports import Reports
 from kakehashi.store.service.tokens import Tokens, load_key
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from kakehashi.store.service.parts import AuditEvent
-
-_log = logging.getLogger("kakehashi.catalogue")
 
 
 class _Book:
@@ -48,37 +46,7 @@ class _Book:
         return time.time() < min(found.lease_expires_at, found.ends_at)
 
 
-_GIVEN = frozenset({"export", "freeze", "version", "diff", "search"})
-"""What gives out rows or texts by the thousand: it stands in the audit trail. Looking does not."""
-
-
-class _Notes:
-    """Says who looked at how much: all in the log, and what is given out in the audit trail."""
-
-    def __init__(self, audit: Audit) -> None:
-        self._audit = audit
-
-    def add(self, event: AuditEvent) -> None:
-        _log.info(
-            "looked at: %s, %d series, query %s, person %r, project %s, session %s",
-            event.kind,
-            event.count,
-            event.query_sha256,
-            event.person,
-            event.project,
-            event.session,
-        )
-        if event.kind in _GIVEN:
-            self._audit.append(
-                f"catalogue.{event.kind}",
-                session=event.session,
-                person=event.person,
-                detail={
-                    "project": event.project,
-                    "series": event.count,
-                    "query_sha256": event.query_sha256,
-                },
-            )
+_FLUSH_S = 10.0
 
 
 async def run(config: Config) -> None:
@@ -96,6 +64,7 @@ async def run(config: Config) -> None:
     tokens = Tokens(load_key(authority.keys / "catalogue"))
     index = Index.open(layout.facets)
     threading.Thread(target=index.warm, name="warm", daemon=True).start()
+    notes = Notes(Audit(authority.audit))
     parts = Parts(
         tokens=tokens,
         is_live=_Book(authority.book).is_live,
@@ -105,7 +74,7 @@ async def run(config: Config) -> None:
         cohorts=Cohorts.open(store),
         reports=Reports.open(store),
         layout=layout,
-        audit=_Notes(Audit(authority.audit)).add,
+        audit=notes.add,
     )
     server = http_server(parts, tls(store))
     server.add_sockets(bind_sockets(store.catalogue_port, store.authority_bind))
@@ -115,10 +84,14 @@ async def run(config: Config) -> None:
         loop.add_signal_handler(number, stop.set)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    await stop.wait()
+    while not stop.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), _FLUSH_S)
+        await asyncio.to_thread(flush_or_say, notes)
     server.stop()
     await server.close_all_connections()
     parts.workers.close()
+    await asyncio.to_thread(notes.flush, everything=True)
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -113,13 +113,20 @@ class Call:
         if not self.parts.is_live(self.claims.session):
             raise RefusedError("no-access", "this session has no access")
 
-    def audit(self, kind: str, scope: Scope | None, count: int) -> None:
-        """Tell what was looked at."""
+    async def audit(self, kind: str, scope: Scope | None, count: int) -> None:
+        """Tell what was looked at, and wait until that is noted."""
         claims = self.claims
-        digest = None if scope is None else _digest(scope)
-        self.parts.audit(
-            AuditEvent(kind, claims.session, claims.project, claims.person, digest, count)
+        event = AuditEvent(
+            kind,
+            claims.session,
+            claims.project,
+            claims.person,
+            None if scope is None else self.parts.tokens.digest(scope.whole.canonical()),
+            count,
+            claims.expires,
         )
+        # Not here, since it may wait for the disk; nor behind searches, which take a while.
+        await asyncio.to_thread(self.parts.audit, event)
 
 
 def scope_of(asked: Asked) -> Scope:
@@ -142,10 +149,6 @@ def scope(query: str, selections: Mapping[str, Sequence[Value]]) -> Scope:
     except StoreError as error:
         raise RefusedError("malformed", f"query: {error}") from None
     return Scope(parsed, {column: frozenset(values) for column, values in selections.items()})
-
-
-def _digest(scope: Scope) -> str:
-    return hashlib.sha256(scope.whole.canonical().encode()).hexdigest()
 
 
 def _explain(error: ValidationError) -> str:

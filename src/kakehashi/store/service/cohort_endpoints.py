@@ -35,7 +35,7 @@ async def save(call: Call) -> models.CohortFacts:
         )
     except TooManyCohortsError as error:
         raise RefusedError("limit", str(error)) from None
-    call.audit("save", meant, await call.work(lambda: call.access.count(meant)))
+    await call.audit("save", meant, await call.work(lambda: call.access.count(meant)))
     return _facts(saved)
 
 
@@ -52,7 +52,7 @@ async def show(call: Call) -> models.CohortAnswer:
     meant = scope(saved.query, saved.selections)
     count = await call.work(lambda: call.access.count(meant))
     versions = await call.work(lambda: call.parts.cohorts.versions(saved.id))
-    call.audit("cohort", meant, count)
+    await call.audit("cohort", meant, count)
     return models.CohortAnswer(
         **_facts(saved).model_dump(), count=count, versions=[_version(one) for one in versions]
     )
@@ -90,7 +90,7 @@ async def freeze(call: Call) -> models.FrozenAnswer:
         frozen = await call.work(step)
     except WithdrawnMeanwhileError as error:
         raise RefusedError("changed", str(error)) from None
-    call.audit("freeze", meant, len(frozen.members))
+    await call.audit("freeze", meant, len(frozen.members))
     return models.FrozenAnswer(**_version(frozen).model_dump(), count=len(frozen.members))
 
 
@@ -111,7 +111,7 @@ async def version(call: Call) -> None:
         return len(rows), answer.model_dump_json()
 
     count, text = await call.work(step)  # long lists are written here, and hold up nobody
-    call.audit("version", None, count)
+    await call.audit("version", None, count)
     call.handler.write(text)
 
 
@@ -120,7 +120,7 @@ async def diff(call: Call) -> models.DiffAnswer:
     asked = call.parameters(models.DiffQuery)
     saved = await _find(call)
     a, b = [await _uids(call, await _frozen(call, saved, number)) for number in (asked.a, asked.b)]
-    call.audit("diff", None, len(a | b))
+    await call.audit("diff", None, len(a | b))
     return models.DiffAnswer(only_a=sorted(a - b), only_b=sorted(b - a), both=len(a & b))
 
 

@@ -31,7 +31,7 @@ async def facets(call: Call) -> models.FacetsAnswer:
     scope = scope_of(asked)
     call.take_place(asked.client)
     answer = await call.work(lambda: call.access.facets(scope, asked.columns))
-    call.audit("facets", scope, answer.count)
+    await call.audit("facets", scope, answer.count)
     return answer
 
 
@@ -40,7 +40,7 @@ async def page(call: Call) -> models.PageAnswer:
     asked = call.body(models.PageRequest)
     scope = scope_of(asked)
     answer = await call.work(lambda: call.access.page(scope, asked))
-    call.audit("page", scope, len(answer.rows))
+    await call.audit("page", scope, len(answer.rows))
     return answer
 
 
@@ -49,7 +49,7 @@ async def histogram(call: Call) -> models.HistogramAnswer:
     asked = call.body(models.HistogramRequest)
     scope = scope_of(asked)
     answer = await call.work(lambda: call.access.histogram(scope, asked.column, asked.bins))
-    call.audit("histogram", scope, answer.unknown + sum(one.count for one in answer.bins))
+    await call.audit("histogram", scope, answer.unknown + sum(one.count for one in answer.bins))
     return answer
 
 
@@ -58,7 +58,7 @@ async def pivot(call: Call) -> models.PivotAnswer:
     asked = call.body(models.PivotRequest)
     scope = scope_of(asked)
     answer = await call.work(lambda: call.access.pivot(scope, asked.rows, asked.columns))
-    call.audit("pivot", scope, sum(map(sum, answer.counts)))
+    await call.audit("pivot", scope, sum(map(sum, answer.counts)))
     return answer
 
 
@@ -67,7 +67,7 @@ async def combinations(call: Call) -> models.CombinationsAnswer:
     asked = call.body(models.CombinationsRequest)
     scope = scope_of(asked)
     answer = await call.work(lambda: call.access.combinations(scope, asked.columns, asked.limit))
-    call.audit("combinations", scope, sum(one.count for one in answer.combinations))
+    await call.audit("combinations", scope, sum(one.count for one in answer.combinations))
     return answer
 
 
@@ -76,7 +76,7 @@ async def series(call: Call) -> models.SeriesAnswer:
     row = await _permitted(call)
     kept = await call.work(lambda: call.parts.catalogue.kept_about_series(row.series_uid))
     reports = await call.work(lambda: _reports_of(call, row))
-    call.audit("series", None, 1)
+    await call.audit("series", None, 1)
     return models.SeriesAnswer(
         row=row_of(row),
         attachments=[
@@ -95,7 +95,7 @@ async def thumbnail(call: Call) -> None:
     row = await _permitted(call)
     path = call.parts.layout.absolute(row.path)
     picture = await call.work(lambda: pictures.thumbnail(path, row.body_part, asked.size))
-    call.audit("thumbnail", None, 1)
+    await call.audit("thumbnail", None, 1)
     call.handler.set_header("Content-Type", "image/png")
     call.handler.write(picture)
 
@@ -137,7 +137,7 @@ async def search(call: Call) -> models.SearchAnswer:
         first = models.PageRequest(limit=asked.limit)
         found = (await call.work(lambda: call.access.page(described, first))).rows
     hits, following = await call.work(lambda: _reports(call, scope, asked, words))
-    call.audit("search", described, len(found) + len(hits))
+    await call.audit("search", described, len(found) + len(hits))
     return models.SearchAnswer(series=found, reports=hits, next=following)
 
 
@@ -188,7 +188,7 @@ async def export(call: Call) -> None:
             scope, asked.columns, wanted
         )
     )
-    call.audit("export", scope, wanted)
+    await call.audit("export", scope, wanted)
     call.handler.set_header("Content-Type", kind)
     while piece := await call.work(lambda: next(pieces, None)):
         call.check_live()

@@ -28,24 +28,28 @@ PER_SECOND, BURST, TOGETHER = 50.0, 300, 3
 
 @dataclass(frozen=True, slots=True)
 class AuditEvent:
-    """That something was looked at; what was sought for is there as a hash only.
+    """That something was looked at; what was sought for is there as a digest only.
 
     Attributes
     ----------
     kind : str
         E.g. ``facets``, ``series``, ``export``.
-    query_sha256 : str or None
-        Of the query in its canonical form with the chosen values.
+    query_digest : str or None
+        Of the query in its canonical form with the chosen values, under a key of the store: a
+        plain hash of a name that was sought could be guessed.
     count : int
         Series counted or given.
+    expires : int
+        When the token ends with which it was asked, seconds since 1970.
     """
 
     kind: str
     session: str
     project: str
     person: str
-    query_sha256: str | None
+    query_digest: str | None
     count: int
+    expires: int
 
 
 def _today() -> dt.date:
@@ -69,7 +73,7 @@ class Parts:
     permission : callable
         See :func:`kakehashi.store.permission.permission`.
     audit : callable
-        Is told of everything that was looked at.
+        Is told of everything that was looked at, on a thread, before it is given.
     """
 
     tokens: Tokens

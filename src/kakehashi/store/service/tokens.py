@@ -37,6 +37,7 @@ LONGEST_TOKEN = 2048
 
 _VERSION = 1
 _PURPOSE = "kakehashi catalogue"
+_DIGESTS = b"kakehashi catalogue: digests of queries"
 _SESSION = re.compile(r"[0-9a-f]{32}")
 
 
@@ -128,6 +129,12 @@ class Tokens:
         if not claims.issued - 1 <= self._clock() < claims.expires:
             raise _refused()
         return claims
+
+    def digest(self, text: str) -> str:
+        """Return a digest by which a text is known again here, and guessed nowhere else."""
+        # Under a key of its own: a text must never be one that a token could be made of.
+        key = hmac.digest(self._key.reveal().encode(), _DIGESTS, hashlib.sha256)
+        return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
 
     def _code(self, payload: bytes) -> bytes:
         return hmac.digest(self._key.reveal().encode(), payload, hashlib.sha256)
