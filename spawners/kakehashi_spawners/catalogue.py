@@ -113,7 +113,8 @@ class CatalogueHandler(QuietHandler):
             self.request.connection.stream.close()
             return
         self.set_status(response.code)
-        await self.finish()
+        # JupyterHub's own finish gives nothing to wait for.
+        self.finish()
 
     def _on_header(self, line: str) -> None:
         name, colon, value = line.partition(":")

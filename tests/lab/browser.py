@@ -39,6 +39,23 @@ FLAGS = (
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE 10.77.1.*",
 )
 START_SECONDS = 120
+# What a person reads there: numbers with their words, and which list a reason stands in.
+ARRIVALS = """() => {
+  const number = (text) => (text ? Number(text.replace(/\\D/g, '')) : null);
+  const found = {};
+  for (const row of document.querySelectorAll('#arrivals-days tbody tr')) {
+    const cell = (name) => row.querySelector(`td.sum ${name}`)?.textContent;
+    const [received, expected] = [number(cell('.arrival-came')) ?? 0, number(cell('.arrival-of'))];
+    const said = cell('.arrival-said') ?? '';
+    const missing = /\\d/.test(said) ? number(said) : said ? expected : 0;
+    found[row.querySelector('th').textContent.trim()] =
+      {received, expected, missing, stopped: 0, held: 0};
+  }
+  for (const list of ['stopped', 'held'])
+    for (const row of document.querySelectorAll(`#arrivals-${list} tbody tr`))
+      found[row.cells[0].textContent.trim()][list] += number(row.cells[2].textContent);
+  return found;
+}"""
 PROVIDER, PROVIDER_PORT = "10.77.1.30", 9400
 
 
@@ -166,6 +183,13 @@ class Visitor:
             self.page.locator(".kkh-viewer .kkh-stage").first.focus()
             self.page.keyboard.press(key)
         self.page.wait_for_selector(".kkh-viewer[data-state=ready]")
+
+    def arrivals(self) -> dict[str, dict[str, int | None]]:
+        """Open the operators' page and return each hospital's figures as they stand there."""
+        self.page.goto(f"{self.url}/hub/kakehashi/arrivals")
+        self.page.wait_for_selector("#arrivals-days")
+        self.shot("arrivals")
+        return dict(self.page.evaluate(ARRIVALS))
 
     def stop(self) -> None:
         """Stop the session from the home page and wait until it has ended."""

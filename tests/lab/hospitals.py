@@ -63,6 +63,8 @@ class Hospital:
         Objects in quarantine for being damaged, and objects that are held back.
     seen : int
         Series that the sample project finds in the catalogue.
+    late : int
+        Series of studies that have not come so far.
     """
 
     sent: int = 0
@@ -70,6 +72,7 @@ class Hospital:
     stopped: int = 0
     held: int = 0
     seen: int = 0
+    late: int = 0
 
     @property
     def missing(self) -> int:
@@ -115,14 +118,17 @@ def send(host: Host) -> Sent:
     """Let every hospital give its list, and send; return what must be seen of it."""
     sent = Sent({name: Hospital() for name in SENDERS})
     today = dt.datetime.now().astimezone().date()
+    yesterday = today - dt.timedelta(days=1)
     for name, titles in SENDERS.items():
         studies = _studies(host, name)
         if not studies:
             continue
         hospital = sent.hospitals[name]
         if name not in UNLISTED:
-            hospital.expected = _give_list(host, name, today, studies)
+            date = yesterday if name == ABSENT else today
+            hospital.expected = _give_list(host, name, date, studies)
         if name == ABSENT:
+            hospital.late = sum(_packable(study) for study in studies)
             continue
         if name == SHORT:
             _break_off(studies[-1])
@@ -134,6 +140,11 @@ def send(host: Host) -> Sent:
         hospital.sent -= hospital.stopped
         _foresee(hospital, name, studies)
     return sent
+
+
+def send_absent(host: Host) -> None:
+    """Send what was announced and did not come."""
+    transfer(host, SENDERS[ABSENT][0], f"{FOLDER}/{ABSENT}")
 
 
 def transfer(host: Host, title: str, folder: str) -> None:
@@ -193,6 +204,12 @@ def _foresee(hospital: Hospital, name: str, studies: list[Path]) -> None:
         # The dose report is a picture of a screen with the patient's name in it.
         hospital.held += sum(one["kind"] == "dose" for one in truth["series"])
         if name in GRANTED and truth["protocol"] in TIER_1:
-            hospital.seen += sum(
-                one["packable"] and one["modality"] == "CT" for one in truth["series"]
-            )
+            hospital.seen += _packable(study, "CT")
+
+
+def _packable(study: Path, *modalities: str) -> int:
+    """Return how many series of a study become packs."""
+    series = _truth(study)["series"]
+    return sum(
+        one["packable"] and (not modalities or one["modality"] in modalities) for one in series
+    )
