@@ -15,7 +15,7 @@ from kakehashi.store.deidentify.actions import Action, rule_of, table_actions
 from tests.store.conftest import DATA
 from tests.store.deidentify.plants import planted
 
-KEPT = {Action.NUMBER, Action.TEXT, Action.CLEAN, Action.AGE}
+KEPT = {Action.NUMBER, Action.TEXT, Action.DEVICE, Action.CLEAN, Action.AGE}
 """What options let stay where the Basic Profile alone would take it away."""
 
 FILES = [

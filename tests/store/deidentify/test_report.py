@@ -203,3 +203,10 @@ def test_long_texts_do_not_hang():
         "Ab ",
     ):
         assert clean(piece * (20000 // len(piece))) is not None
+
+
+@pytest.mark.parametrize("text", ["MR Angiography of the head", "MS Plaques", "MR 7700"])
+def test_magnetic_resonance_is_no_title(text):
+    assert clean_report(text, Names(), -7) == text
+    # The control.
+    assert clean_report("Mr Angio, mr Angio, MR. Angio", Names(), -7).count("[氏名]") == 3

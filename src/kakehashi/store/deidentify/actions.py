@@ -24,9 +24,10 @@ class Action(Enum):
     DAY = auto()  # moved by the person's days; a time stays
     AGE = auto()
     CLEAN = auto()  # only words of the vocabulary
-    TEXT = auto()  # kept unless it holds a known name
-    CODE = auto()  # as TEXT, or CLEAN, by the coding scheme
-    REPORT = auto()  # free text of a structured report
+    TEXT = auto()  # a maker's text: kept unless it holds or shows something of a person
+    DEVICE = auto()  # what people on site call a device: kept if each word of it is known
+    CODE = auto()  # kept if it is a code, and its meaning the standard's
+    REPORT = auto()  # free text of a structured report; elsewhere as CLEAN
     NUMBER = auto()  # kept if it is a number (or a code string)
     BULK = auto()  # bytes, kept as they are
     PATIENT_ID = auto()
@@ -137,7 +138,7 @@ _PATIENT_AGE = tags_of("PatientAge")
 _TEXT_VALUE = tags_of("TextValue")
 _REMOVED_ITEMS = tags_of("PersonIdentificationCodeSequence FlowIdentifierSequence")
 
-_NUMBERS = words_of("AS AT CS DS FD FL IS SL SS SV UL US UV")
+_NUMBERS = words_of("AT CS DS FD FL IS SL SS SV UL US UV")
 _DAYS = frozenset(("DA", "DT", "TM"))
 _BYTES = words_of("OB OD OF OL OV OW UN")
 _OPEN = (0x0008, 0x7FE0)
@@ -171,7 +172,7 @@ def _with_options(tag: int, action: Action) -> Action:
         (Action.PATIENT_NAME, _PATIENT_NAME),
         (Action.AGE, _PATIENT_AGE),
         (Action.REMOVE, _REMOVED_ITEMS),
-        (Action.TEXT, _DEVICE),
+        (Action.DEVICE, _DEVICE),
         (Action.NUMBER, _DEVICE_UIDS | _PATIENT),
         (Action.ITEMS, _DEVICE_ITEMS),
         (Action.CLEAN, _PATIENT_WORDS | _DESCRIPTORS),

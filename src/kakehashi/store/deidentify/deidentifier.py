@@ -16,7 +16,7 @@ from kakehashi.store.deidentify.actions import TABLE_EDITION, tags_of
 from kakehashi.store.deidentify.collect import collect
 from kakehashi.store.deidentify.dates import age_between, day_of
 from kakehashi.store.deidentify.elements import UTF8, Elements
-from kakehashi.store.deidentify.hold import hold_reason, tier_of
+from kakehashi.store.deidentify.hold import REPORTS, hold_reason, tier_of
 from kakehashi.store.deidentify.key import Pseudonyms
 from kakehashi.store.deidentify.names import Names
 from kakehashi.store.deidentify.report import clean_report
@@ -179,6 +179,7 @@ class Deidentifier:
             matcher=names.matcher,
             encoding=encoding,
             by_reference=content.by_reference(node),
+            report=node.text(_SOP_CLASS) in REPORTS,
         )
         out = FileDataset(
             "",

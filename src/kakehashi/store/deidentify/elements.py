@@ -11,13 +11,13 @@ from pydicom import Dataset, Sequence
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.multival import MultiValue
 
-from kakehashi.store.deidentify import content, vocabulary
-from kakehashi.store.deidentify.actions import Action, tags_of, words_of
+from kakehashi.store.deidentify import content, kept, vocabulary
+from kakehashi.store.deidentify.actions import Action, tags_of
 from kakehashi.store.deidentify.dates import age_of, shift_date, shift_datetime, time_of
+from kakehashi.store.deidentify.numbers import SIZES, is_decimal, is_numeric
 from kakehashi.store.deidentify.private import safe_private
-from kakehashi.store.deidentify.report import clean_report
+from kakehashi.store.deidentify.report import clean_report, shows_identity, without_identity
 from kakehashi.store.deidentify.tree import Element, Node, texts_of
-from kakehashi.store.dicom import UID
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,10 @@ UTF8 = ["UTF8"]
 _DUMMY = "REMOVED"
 (_PATIENT_ID,) = tags_of("PatientID")
 (_CONTENT,) = tags_of("ContentSequence")
+(_MEANING,) = tags_of("CodeMeaning")
 (_SCHEME,) = tags_of("CodingSchemeDesignator")
+(_ZONE_TAG,) = tags_of("TimezoneOffsetFromUTC")
+_VALUES = [tag for keyword in ("CodeValue", "LongCodeValue") for tag in tags_of(keyword)]
 _REPLACED = tags_of(
     "PatientIdentityRemoved DeidentificationMethod DeidentificationMethodCodeSequence "
     "LongitudinalTemporalInformationModified SpecificCharacterSet"
@@ -39,20 +42,12 @@ _REQUIRED = tags_of(
     "SegmentLabel StructureSetLabel CodeMeaning UserContentLabel EntityLabel RTPlanLabel "
     "AcquisitionFieldOfViewLabel TreatmentSite"
 )
-_SIZES = {"US": 2, "SS": 2, "UL": 4, "SL": 4, "FL": 4, "AT": 4, "FD": 8, "UV": 8, "SV": 8}
-_DECIMAL = re.compile(r"[ +\-0-9.eE\\\0]*")
-_CODE_STRING = re.compile(r"[ -~]{0,64}")
-_LONG_NUMBER = re.compile(r"\d{5}")
 _PIXELS = tags_of("PixelData FloatPixelData DoubleFloatPixelData")
 _PRINTABLE = re.compile(rb"[ -~\n\r]+")
 _UID_LIKE = re.compile(r"\d+(?:\.\d+){5}")
-_CODE = re.compile(r"[A-Za-z0-9._\-^/+]{1,64}")
-# Coding schemes of PS3.16 section 8, and those of Japan, whose meanings are no free text.
-_SCHEMES = words_of(
-    "DCM SCT SRT SNM3 99SDM LN UCUM RADLEX FMA ICD9 ICD9CM ICD10 I9 I9C I10 I10P ISO3166_1 "
-    "ISO639_1 ISO639_2 UMLS MSH NCIT NCI ACR BI BARI CD3 HL7 ITIS_TSN MA MDC MDNS NDC NICIP NMMDS "
-    "PATHLEX POS RXNORM RO RFC3066 RFC5646 SCPECG SNM2 UBERON UNS V3 JJ1017 JJ1017T JJ1017P"
-)
+# A UID of a device has a registered root and parts below it; fewer dots may be any number.
+_DEVICE_UID = re.compile(r"\d+(?:\.\d+){4,}")
+_ZONE = re.compile(r"[+-]\d{4}")
 
 
 @dataclass
@@ -72,6 +67,8 @@ class Elements:
         Whether the VR is implicit, and the byte order little-endian, in values not read yet.
     by_reference : bool
         Items of the content refer to others by their places.
+    report : bool
+        The object is a report, whose text is free; such are of the second tier.
     uids : set of str
         Gets the original UIDs that were replaced.
     """
@@ -83,6 +80,7 @@ class Elements:
     matcher: Matcher
     encoding: tuple[bool | None, bool | None]
     by_reference: bool
+    report: bool
     uids: set[str] = field(default_factory=set)
 
     def items(self, node: Node) -> Dataset:
@@ -144,8 +142,9 @@ class Elements:
             Action.UID: lambda text, _: self._uid(text),
             Action.DAY: self._day,
             Action.CLEAN: lambda text, _: self.clean(text),
-            Action.REPORT: lambda text, _: clean_report(text, self.names, self.days),
-            Action.TEXT: lambda text, _: "" if self._tells(text) else text,
+            Action.DEVICE: lambda text, _: self._device(text),
+            Action.REPORT: lambda text, _: self._free(text),
+            Action.TEXT: lambda text, _: self._kept(text),
         }
 
     def _patient(self, ids: list[str], node: Node) -> list[str]:
@@ -154,10 +153,29 @@ class Elements:
         return [self.pseudonyms.patient_id(self.facility, number)] if number else []
 
     def clean(self, text: str) -> str:
-        """Clean a description: known names first, so that no piece of one is left."""
+        """Clean a description: known names first, so that no piece of one is left.
+
+        Then days and numbers of telephones, which are made of words and numbers that may stay.
+        """
         for hit in reversed(self.matcher.find(text)):
             text = f"{text[: hit.start]}\n{text[hit.end :]}"
-        return vocabulary.clean(text)
+        return vocabulary.clean(without_identity(text))
+
+    def _kept(self, text: str) -> str:
+        """Keep what a maker wrote, unless it holds or shows something of a person."""
+        if self._tells(text) or shows_identity(text):
+            return ""
+        # In Japanese a name without a title has no form by which it could be told.
+        return text if text.isascii() else self.clean(text)
+
+    def _device(self, text: str) -> str:
+        """Keep what the people on site call a device, if no word of it may be a name."""
+        if self._tells(text):
+            return ""
+        return text if kept.is_designation(text) else self.clean(text)
+
+    def _free(self, text: str) -> str:
+        return clean_report(text, self.names, self.days) if self.report else self.clean(text)
 
     def _tells(self, text: str) -> bool:
         """Say whether a text holds a known name, number or date, or any UID."""
@@ -179,43 +197,49 @@ class Elements:
         return shift_datetime(text, self.days) if vr == "DT" else time_of(text)
 
     def _code(self, tag: int, text: str, node: Node) -> str:
+        scheme = node.text(_SCHEME)
+        value = next((found for found in map(node.text, _VALUES) if found), "")
         if self._tells(text):
             return _DUMMY
-        if node.text(_SCHEME).upper() in _SCHEMES:
-            return text
-        if tag in _REQUIRED:
-            return self.clean(text)
-        return text if _CODE.fullmatch(text) else _DUMMY
+        if tag == _MEANING:
+            if kept.is_clean_meaning(text, scheme=scheme, value=value):
+                return text
+            return kept.meaning_of(scheme, value) or self.clean(text)
+        good = kept.is_scheme(text) if tag == _SCHEME else kept.is_code(text, scheme=scheme)
+        return text if good else _DUMMY
 
     def _number(self, element: Element) -> DataElement | RawDataElement | None:
         """Keep a number, code string or UID of a device if it is what its VR says."""
-        source, vr = element.source, element.rule.vr
+        vr = element.rule.vr
         if element.empty:
             return DataElement(element.tag, vr, None)
-        size = _SIZES.get(vr)
-        if size is not None:
-            return _as_it_is(element) if _fits(source, size, element.rule.most) else None
+        if vr in SIZES:
+            little = self.encoding[1] is not False
+            good = is_numeric(element.source.value, vr, most=element.rule.most, little=little)
+            return _as_it_is(element) if good else None
         texts = texts_of(element, ("ascii",))
-        if texts is None or not all(self._is_plain(text, vr) for text in texts):
+        if texts is None or not all(self._is_plain(text, element) for text in texts):
             if vr != "CS" or texts is None:
                 return None
             # The places of an image type have meanings: what goes leaves its place empty.
-            kept = [text if self._is_plain(text, vr) else "" for text in texts]
-            return DataElement(element.tag, vr, kept) if any(kept) else None
+            left = [text if self._is_plain(text, element) else "" for text in texts]
+            return DataElement(element.tag, vr, left) if any(left) else None
         return _as_it_is(element)
 
-    def _is_plain(self, text: str, vr: str) -> bool:
+    def _is_plain(self, text: str, element: Element) -> bool:
+        vr = element.rule.vr
         if vr in ("DS", "IS"):
             # Only what is written as an id would be: a position or a rescale may have its digits.
             number = text.strip(" \0")
-            return bool(_DECIMAL.fullmatch(text)) and not (
-                number.isdigit() and self.matcher.is_number(number)
+            return is_decimal(number) and not (
+                number.isdigit() and (self.matcher.is_number(number) or number in self.names.days)
             )
+        if element.tag == _ZONE_TAG:
+            return _ZONE.fullmatch(text.strip()) is not None
         if vr == "UI":
-            return bool(UID.fullmatch(text))
-        if not _CODE_STRING.fullmatch(text) or _LONG_NUMBER.search(text):
-            return False
-        return not self.matcher.hits(text)
+            known = self.matcher.hits(text) or any(day in text for day in self.names.days)
+            return _DEVICE_UID.fullmatch(text) is not None and not known
+        return kept.is_code_string(text) and not self.matcher.hits(text)
 
     def _sequence(self, element: Element) -> DataElement:
         items = element.items or []
@@ -235,17 +259,6 @@ def _looks_like_text(element: Element) -> bool:
         and isinstance(value, bytes)
         and bool(_PRINTABLE.fullmatch(value.rstrip(b"\0")))
     )
-
-
-def _fits(source: DataElement | RawDataElement, size: int, most: int) -> bool:
-    value = source.value
-    if isinstance(value, bytes):
-        if not most and size < 8 and len(value) >= 6 and _PRINTABLE.fullmatch(value):
-            return False
-        return len(value) % size == 0 and (not most or len(value) <= most * size)
-    values = value if isinstance(value, (list, MultiValue)) else [value]
-    numbers = all(isinstance(one, (int, float)) for one in values)
-    return numbers and (not most or len(values) <= most)
 
 
 def _as_it_is(element: Element) -> DataElement | RawDataElement:

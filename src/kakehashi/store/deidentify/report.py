@@ -7,16 +7,16 @@ from __future__ import annotations
 import datetime as dt
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from kakehashi.store.deidentify.actions import words_of
 from kakehashi.store.deidentify.dates import shifted_day
+from kakehashi.store.deidentify.names import Names
 from kakehashi.store.deidentify.phonetic import Folded, fold
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from kakehashi.store.deidentify.names import Names
 
 NAME, DAY, PHONE, POST, MAIL, URL, ID, NUMBER, ADDRESS, PLACE = (
     "[氏名]",
@@ -30,6 +30,7 @@ NAME, DAY, PHONE, POST, MAIL, URL, ID, NUMBER, ADDRESS, PLACE = (
     "[住所]",
     "[施設]",
 )
+OLDEST = "90"
 _MARKS = {"name": NAME, "place": PLACE, "id": ID}
 
 # All patterns are for folded text: small letters, hiragana for katakana, NFKC.
@@ -134,7 +135,8 @@ _PERSONS = re.compile(
     r"(?:先生|医師|様|さん|氏|技師)"
 )
 _ENGLISH_PERSONS = re.compile(
-    r"\b(?i:dr|mr|mrs|ms|miss|prof|professor|doctor)\b\.?[ \t]{1,2}"
+    # MR and MS in capitals are what is examined, and a disease.
+    r"\b(?:(?i:dr|mrs|miss|prof|professor|doctor)|[Mm][rs]|M[RS](?=\.))\b\.?[ \t]{1,2}"
     r"(?P<name>[A-Z][\w'’-]*\.?(?:[ \t][A-Z][\w'’-]*\.?){0,3})"
     r"|(?P<name2>\b[A-Z][\w'’-]+(?:[ \t][A-Z][\w'’.-]*){0,3}),?[ \t]+"
     r"(?=M\.?D\b|Ph\.?D\b|D\.?O\b|R\.?T\b|FRCR\b|MBBS\b)"
@@ -190,7 +192,7 @@ _PLAIN = (
         re.compile(
             r"(?<![\d.])(?:\+81[\s-]?\(?0?\)?|"
             r"\(?0)\d{1,4}\)?[\s‐ー−-]?\(?\d{1,4}\)?[\s‐ー−-]\d{3,4}(?!\d)"
-            r"|(?<![\d.])0\d{9,10}(?!\d)|(?:内線|phs|ぴっち|\bext\.?)[\s　:：]*\d{3,6}"
+            r"|(?<![\d.])0[1-9]\d{8,9}(?!\d)|(?:内線|phs|ぴっち|\bext\.?)[\s　:：]*\d{3,6}"
         ),
         PHONE,
     ),
@@ -225,16 +227,41 @@ def clean_report(text: str, names: Names, days: int) -> str:
     days : int
         By which the person's dates are moved.
     """
-    folded = fold(text)
+    return _replaced(text, _chosen(text, names, days))
+
+
+@lru_cache(maxsize=65536)
+def without_identity(text: str) -> str:
+    """Return a text with a line break in place of what shows a person, place or day by its form.
+
+    That is what :func:`clean_report` would replace without knowing any name, but for ages, and
+    numbers without a label: devices have such.
+    """
+    found = _chosen(text, Names(), 0)
+    kept = (NUMBER, OLDEST)
+    return _replaced(text, [_Span(o.start, o.end, "\n") for o in found if o.text not in kept])
+
+
+def shows_identity(text: str) -> bool:
+    """Say whether a text has a day, phone number, address, title or label of a person in it."""
+    return without_identity(text) != text
+
+
+def _chosen(text: str, names: Names, days: int) -> list[_Span]:
+    """Return what is to be replaced, in order."""
     spans: list[_Span] = []
     taken = bytearray(len(text))
-    for span in _all(folded, names, days):
+    for span in _all(fold(text), names, days):
         # First come, first served: what is sure is looked for first.
         if not any(taken[span.start : span.end]):
             taken[span.start : span.end] = b"\1" * (span.end - span.start)
             spans.append(span)
+    return sorted(spans, key=lambda one: one.start)
+
+
+def _replaced(text: str, spans: list[_Span]) -> str:
     out, place = [], 0
-    for span in sorted(spans, key=lambda one: one.start):
+    for span in spans:
         out += [text[place : span.start], span.text]
         place = span.end
     return "".join([*out, text[place:]])
@@ -259,7 +286,7 @@ def _all(folded: Folded, names: Names, days: int) -> Iterator[_Span]:
     yield from _labelled(folded)
     yield from _institutions(folded)
     yield from _persons(folded)
-    yield from spans(_OLD, "90")
+    yield from spans(_OLD, OLDEST)
 
 
 # ---- days -----------------------------------------------------------------------------
