@@ -230,7 +230,11 @@ def test_ten_thousand_mutations(folder):
     judge, material = Judge(folder), Material()
     inbox = judge.inbox
     host = Host(
-        chosen, Senders(chosen), judge.folders.incoming, lambda offer: inbox.admit([offer])[0]
+        chosen,
+        Senders(chosen),
+        judge.folders.incoming,
+        lambda _: True,
+        lambda offer: inbox.admit([offer])[0],
     )
     refused = 0
     for seed in range(IN_PROCESS):

@@ -296,7 +296,7 @@ def test_an_unknown_address_is_not_answered(run):
 
 
 def test_too_many_associations_are_told_so(run):
-    receiver = run(max_associations=2)
+    receiver = run(max_associations=2, facility_share=1)
     clients = [receiver.call() for _ in range(2)]
     for client in clients:
         client.associate()
@@ -567,7 +567,7 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_is_said_and_leaves_nothing_half(run, small_disk):
-    receiver = run(small_disk)
+    receiver = run(small_disk, reserve_mb=0)
     client = receiver.call()
     client.associate()
     images = {f"1.2.{n}": data_set(f"1.2.{n}", pixels=os.urandom(300_000)) for n in range(9)}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import errno
 import itertools
 import os
-import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -59,6 +59,8 @@ class Host:
     senders : Senders
     incoming : Path
         Folder for what arrives.
+    enter : callable
+        Says whether one more association of a hospital may go on.
     place : callable
         Gives an object its place, durably, and says what became of it.
     """
@@ -66,6 +68,7 @@ class Host:
     settings: Receive
     senders: Senders
     incoming: Path
+    enter: Callable[[str], bool]
     place: Callable[[Offer], Verdict]
 
 
@@ -94,9 +97,11 @@ class Association:
         self._facility = self._calling = ""
         self._contexts: dict[int, str] = {}
         self._max_length = 0
+        self._most = host.settings.max_object_mb << 20
         self._command = bytearray()
         self._request: Request | None = None
         self._part: Part | None = None
+        self._ignored = 0
         self._status, self._comment = Status.SUCCESS, ""
         self._stop = False
         self.counts: Counter[str] = Counter()
@@ -128,7 +133,7 @@ class Association:
         except ProtocolError as error:
             return self._abort(error.reason, f"aborted: {error}")
         except TimeoutError:
-            return self._abort(AbortReason.NONE, "aborted: silent for too long")
+            return self._abort(AbortReason.NONE, "aborted: too slow, or silent")
         except EOFError:
             return "the caller went away"
         except OSError as error:
@@ -148,11 +153,12 @@ class Association:
         return said
 
     def _serve(self) -> str:
-        kind, body = self._wire.read(time.monotonic() + self._host.settings.idle_s)
+        kind, body = self._wire.read()
         if kind != Kind.ASSOCIATE_RQ:
             raise _unexpected(kind)
         if refused := self._negotiate(bytes(body)):
             return refused
+        self._wire.renew()
         while True:
             kind, body = self._wire.read()
             if kind == Kind.P_DATA:
@@ -187,6 +193,8 @@ class Association:
             why, transient, source, reason = "called AE title is not ours", False, 1, 7
         elif facility is None:
             why, transient, source, reason = "calling AE title is no sender's", False, 1, 3
+        elif not self._host.enter(facility):
+            why, transient, source, reason = "too many of its hospital", True, 3, 2
         if why or facility is None:
             self._wire.send(pdu.build_reject(transient=transient, source=source, reason=reason))
             return f"refused: {why} ({request.calling!r} called {request.called!r})"
@@ -230,9 +238,12 @@ class Association:
             return Status.SUCCESS, ""
         if refused := _refusal(request):
             return refused
+        settings = self._host.settings
         name = f"{os.getpid()}-{next(self._numbers)}{PART}"
         try:
-            self._part = Part(self._host.incoming / name)
+            self._part = Part(
+                self._host.incoming / name, most=self._most, reserve=settings.reserve_mb << 20
+            )
         except OSError as error:
             return _failure(error)
         return Status.SUCCESS, ""
@@ -246,11 +257,16 @@ class Association:
                 self._part.write(piece)
             except OSError as error:
                 self._give_up(error)
+        else:
+            # The answer to what is refused has its place behind the data set, which ends once.
+            self._ignored += len(piece)
+            if self._ignored > self._most:
+                raise ProtocolError("a refused data set that does not end")
         if last:
             if self._part is not None:
                 self._finish(request, self._part)
             self._answer_request(request)
-            self._request = None
+            self._request, self._ignored = None, 0
 
     def _finish(self, request: Request, part: Part) -> None:
         try:
@@ -292,6 +308,7 @@ class Association:
             self.counts["refused"] += 1
         response = dimse.build_response(request, self._status, self._comment)
         self._wire.send(pdu.build_command(request.context, response, self._max_length))
+        self._wire.renew()
 
 
 def _refusal(request: Request) -> tuple[Status, str] | None:
@@ -307,6 +324,8 @@ def _refusal(request: Request) -> tuple[Status, str] | None:
 
 
 def _failure(error: OSError) -> tuple[Status, str]:
+    if error.errno == errno.EFBIG:
+        return Status.OUT_OF_RESOURCES, "the object is larger than any that is taken"
     if error.errno in NO_ROOM:
         return Status.OUT_OF_RESOURCES, "no space left"
     return Status.PROCESSING_FAILURE, "the object cannot be written"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +42,8 @@ class Inbox:
     ----------
     root : Path
         ``store.root``.
+    quarantine_bytes : int, optional
+        What of :meth:`admit` may lie in quarantine.
 
     Raises
     ------
@@ -47,7 +51,9 @@ class Inbox:
         The receiver's folders cannot be made.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, quarantine_bytes: int = sys.maxsize) -> None:
+        self._quarantine_bytes = quarantine_bytes
+        self._adrift: set[str] = set()
         self.folders = Folders(root)
         self.folders.make()
         self._inbox, self._incoming = str(self.folders.inbox), str(self.folders.incoming)
@@ -168,7 +174,7 @@ class Inbox:
         with self.journal.held():
             verdicts: list[Verdict] = []
             rows: list[Row] = []
-            named: list[Path] = []
+            named: list[str] = []
             for offer in offers:
                 try:
                     verdict, row = self._place(offer)
@@ -176,7 +182,7 @@ class Inbox:
                     verdict, row = _failed(error), None
                 verdicts.append(verdict)
                 if verdict is Verdict.STORED:
-                    named.append(self.folders.inbox / offer.receipt.name)
+                    named.append(offer.receipt.name)
                 if row is not None:
                     rows.append(row)
             try:
@@ -185,9 +191,9 @@ class Inbox:
                     sync_folder(self.folders.inbox)
                 self._note(rows)
             except OSError as error:
-                for path in named:
-                    path.unlink()
+                self._withdraw(named)
                 return [_failed(error)] * len(offers)
+            self._adrift.difference_update(named)
             return verdicts
 
     def recover(self) -> None:
@@ -221,6 +227,16 @@ class Inbox:
             self._note(rows)
             sync_folder(self.folders.inbox)
 
+    def _withdraw(self, named: Iterable[str]) -> None:
+        """Take back the names of what could not be noted."""
+        for name in named:
+            try:
+                (self.folders.inbox / name).unlink()
+            except OSError as error:
+                # It is here without a row. When it comes again, that is when it came.
+                _LOG.error("%s: cannot be taken back (%s)", name, error)
+                self._adrift.add(name)
+
     def _place(self, offer: Offer) -> tuple[Verdict, Row | None]:
         receipt, reason = offer.receipt, offer.reason
         # Every object comes through here: strings are ten times as fast as paths.
@@ -231,8 +247,13 @@ class Inbox:
                 return Verdict.STORED, _row(IN, receipt)
             if _content(Path(target)) == (receipt.size, receipt.sha256):
                 Path(part).unlink()
+                if receipt.name in self._adrift:
+                    return Verdict.STORED, _row(IN, read_receipt(Path(target)))
                 return Verdict.AGAIN, _row(AGAIN, receipt)
             reason = OTHER_CONTENT
+        full = self.held.size() + receipt.size > self._quarantine_bytes
+        if full and not self.held.holds(receipt):
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
         new = self.held.take(Path(part), receipt, reason)
         return Verdict.HELD, _row(HELD if new else AGAIN, receipt)
 

@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import json
 import logging
 import os
-import re
 import resource
 import select
 import signal
@@ -25,8 +23,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from kakehashi.errors import StoreError
 from kakehashi.store.layout import locked
+from kakehashi.store.receive.asking import FULL, MESSAGE, WELCOME, Asker, understand
 from kakehashi.store.receive.association import Association, Host, Stopped
-from kakehashi.store.receive.entry import Receipt
 from kakehashi.store.receive.inbox import Inbox
 from kakehashi.store.receive.offer import Offer, Verdict
 from kakehashi.store.receive.senders import Senders
@@ -41,8 +39,6 @@ if TYPE_CHECKING:
 _BACKLOG = 128
 _REFUSING = 8
 """Associations beyond the limit that are told so; still more are closed without a word."""
-_MESSAGE = 1 << 16
-_PART = re.compile(r"[0-9]+-[0-9]+\.part")
 _PR_SET_PDEATHSIG = 1
 _LOG = logging.getLogger(__name__)
 
@@ -55,6 +51,8 @@ class _Child:
     address: str
     channel: socket.socket
     refusing: bool
+    facilities: frozenset[str]
+    """Whose it may be; one, as soon as the caller has said its name."""
 
 
 def listen(settings: Receive) -> socket.socket:
@@ -103,7 +101,7 @@ def serve(
     """
     tls = _tls(settings)
     become()
-    inbox = Inbox(root)
+    inbox = Inbox(root, quarantine_bytes=settings.quarantine_mb << 20)
     with locked(inbox.folders.base / ".receiver", wait=False):
         _Listener(inbox, settings, server, tls).run(ready)
 
@@ -171,36 +169,60 @@ class _Listener:
             self._round(left)
 
     def _round(self, timeout_s: float | None) -> None:
-        asking = []
+        asking: list[tuple[_Child, Offer]] = []
         ready = self._poll.poll(None if timeout_s is None else timeout_s * 1000)
         for descriptor, _ in ready:
             if child := self._children.get(descriptor):
-                message = child.channel.recv(_MESSAGE)
-                if message:
-                    asking.append((child, message))
-                else:
-                    self._ended(child)
+                if (offer := self._hear(child)) is not None:
+                    asking.append((child, offer))
             elif not self._stopping and descriptor == self._server.fileno():
                 self._accept()
         if asking:
             self._admit(asking)
 
-    def _admit(self, asking: list[tuple[_Child, bytes]]) -> None:
-        offers: list[Offer] = []
-        children: list[_Child] = []
-        for child, message in asking:
-            try:
-                offers.append(_offer(message))
-            except (StoreError, ValueError):
-                _LOG.exception("%s: the association's process is out of its mind", child.address)
-                os.kill(child.pid, signal.SIGKILL)
-            else:
-                children.append(child)
-        verdicts = self._inbox.admit(offers)
-        for child, verdict in zip(children, verdicts, strict=True):
-            # One that died in between will be asked to by its sender again.
-            with contextlib.suppress(OSError):
-                child.channel.send(verdict.encode())
+    def _hear(self, child: _Child) -> Offer | None:
+        """Take a message, answer it at once if that is possible, else return it."""
+        try:
+            message = child.channel.recv(MESSAGE)
+        except OSError:
+            # It was killed before it read our last answer.
+            message = b""
+        if not message:
+            self._ended(child)
+            return None
+        try:
+            asked = understand(message, child.pid, child.facilities)
+        except (StoreError, ValueError, TypeError):
+            _LOG.exception("%s: the association's process is out of its mind", child.address)
+            os.kill(child.pid, signal.SIGKILL)
+            return None
+        if isinstance(asked, Offer):
+            return asked
+        child.facilities = frozenset((asked,))
+        full = self._served(asked) > self._settings.max_of_one_facility
+        child.refusing |= full
+        self._tell(child, FULL if full else WELCOME)
+        return None
+
+    def _admit(self, asking: list[tuple[_Child, Offer]]) -> None:
+        try:
+            verdicts = self._inbox.admit([offer for _, offer in asking])
+        except OSError as error:
+            _LOG.error("objects cannot be given their places (%s); they are refused", error)
+            verdicts = [Verdict.FAILED] * len(asking)
+        for (child, _), verdict in zip(asking, verdicts, strict=True):
+            self._tell(child, verdict.encode())
+
+    def _tell(self, child: _Child, answer: bytes) -> None:
+        # One that died in between will be asked to by its sender again.
+        with contextlib.suppress(OSError):
+            child.channel.send(answer)
+
+    def _served(self, facility: str) -> int:
+        """Return how many associations a hospital has, or may have."""
+        return sum(
+            facility in child.facilities and not child.refusing for child in self._children.values()
+        )
 
     def _accept(self) -> None:
         try:
@@ -210,19 +232,26 @@ class _Listener:
             _LOG.warning("a call could not be answered (%s)", error)
             return
         with connection:
-            if not self._senders.knows(address):
+            facilities = self._senders.facilities(address)
+            if not facilities:
                 _LOG.warning("%s: closed, no sender calls from this address", address)
                 return
-            if len(self._children) >= self._settings.max_associations + _REFUSING:
+            refusing = sum(child.refusing for child in self._children.values())
+            most = self._settings.max_of_one_facility
+            full = len(self._children) - refusing >= self._settings.max_associations or all(
+                self._served(facility) >= most for facility in facilities
+            )
+            if full and refusing >= _REFUSING:
                 _LOG.warning("%s: closed, too many associations", address)
                 return
-            served = sum(not child.refusing for child in self._children.values())
             try:
-                self._fork(connection, address, full=served >= self._settings.max_associations)
+                self._fork(connection, address, facilities, full=full)
             except OSError as error:
                 _LOG.error("%s: closed, no process for it (%s)", address, error)
 
-    def _fork(self, connection: socket.socket, address: str, *, full: bool) -> None:
+    def _fork(
+        self, connection: socket.socket, address: str, facilities: frozenset[str], *, full: bool
+    ) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
         # Until the child has its own handlers, a signal must not run ours in it.
@@ -238,7 +267,9 @@ class _Listener:
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
             theirs.close()
-        self._children[ours.fileno()] = _Child(pid, address, ours, full)
+        # Nobody waits for a process that does not read.
+        ours.settimeout(0)
+        self._children[ours.fileno()] = _Child(pid, address, ours, full, facilities)
         self._poll.register(ours, select.POLLIN)
 
     def _child(
@@ -265,9 +296,9 @@ class _Listener:
             if self._tls is not None:
                 connection.settimeout(self._settings.idle_s)
                 connection = self._tls.wrap_socket(connection, server_side=True)
-            host = Host(
-                self._settings, self._senders, self._inbox.folders.incoming, _asker(channel)
-            )
+            asker = Asker(channel)
+            incoming = self._inbox.folders.incoming
+            host = Host(self._settings, self._senders, incoming, asker.enter, asker.place)
             association = Association(host, connection, address, full=full)
             signal.signal(signal.SIGTERM, lambda *_: association.stop())
             ended = association.run()
@@ -291,24 +322,11 @@ class _Listener:
         _, status = os.waitpid(child.pid, 0)
         if status:
             _LOG.error("%s: the association's process ended with %d", child.address, status)
-        for path in self._inbox.folders.incoming.glob(f"{child.pid}-*"):
-            path.unlink()
-
-
-def _offer(message: bytes) -> Offer:
-    part, receipt, reason = json.loads(message)
-    if not _PART.fullmatch(part):
-        raise StoreError(f"{part!r} is no name of an object that arrives")
-    return Offer(part, Receipt.from_json(receipt), reason)
-
-
-def _asker(channel: socket.socket) -> Callable[[Offer], Verdict]:
-    def place(offer: Offer) -> Verdict:
-        channel.send(json.dumps([offer.part, offer.receipt.as_json(), offer.reason]).encode())
-        # Nothing comes where the listener is gone; then this process goes too.
-        return Verdict(channel.recv(_MESSAGE).decode())
-
-    return place
+        try:
+            for path in self._inbox.folders.incoming.glob(f"{child.pid}-*"):
+                path.unlink()
+        except OSError as error:
+            _LOG.error("%s: half an object stays until the next start (%s)", child.address, error)
 
 
 def _tls(settings: Receive) -> ssl.SSLContext | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import os
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 _BEGIN_EVERY = 1 << 17
 """Bytes after which the disk is told to begin."""
 
+_LOOK_EVERY = 1 << 24
+"""Bytes after which the free space is looked at again."""
+
 _LIBC = ctypes.CDLL(None)
 _WRITE = 2  # SYNC_FILE_RANGE_WRITE
 _FIRST_LOOK = 1 << 15
@@ -42,6 +47,10 @@ class Part:
     ----------
     path : Path
         Where; nothing may be there yet.
+    most : int
+        Bytes that the data set may have.
+    reserve : int
+        Bytes of the file system that must stay free.
 
     Raises
     ------
@@ -49,8 +58,10 @@ class Part:
         The file cannot be made; no space is left, most likely.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, most: int = sys.maxsize, reserve: int = 0) -> None:
         self.path = path
+        self._most, self._reserve = most, reserve
+        self._look(path.parent)
         self._digest = hashlib.sha256()
         self._size = 0
         self._begun = 0
@@ -64,9 +75,14 @@ class Part:
         Raises
         ------
         OSError
-            They cannot be written.
+            They cannot be written, or there are too many.
         """
+        before = self._size
         self._size += len(piece)
+        if self._size > self._most:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        if before // _LOOK_EVERY != self._size // _LOOK_EVERY:
+            self._look(self._descriptor)
         rest = piece
         while rest:
             rest = rest[os.write(self._descriptor, rest) :]
@@ -125,6 +141,12 @@ class Part:
         """Take the file away."""
         self.close()
         self.path.unlink(missing_ok=True)
+
+    def _look(self, where: Path | int) -> None:
+        """Leave the disk its reserve: the journal needs room too, and so does the intake."""
+        status = os.statvfs(where)
+        if self._reserve and status.f_bavail * status.f_frsize < self._reserve:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _head(self, syntax: str) -> Head:
         look = _FIRST_LOOK

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
+import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,7 @@ class Quarantine:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._size, self._as_of = 0, -1
 
     def list(self) -> list[Held]:
         """Return all, the oldest first."""
@@ -95,6 +97,15 @@ class Quarantine:
         """Say whether an object is here."""
         return (self._folder / f"{identify(receipt)}{_SIDECAR}").exists()
 
+    def size(self) -> int:
+        """Return the bytes that lie here."""
+        changed = self._folder.stat().st_mtime_ns
+        if changed != self._as_of:
+            with os.scandir(self._folder) as found:
+                self._size = sum(one.stat().st_size for one in found)
+            self._as_of = changed
+        return self._size
+
     def take(self, path: Path, receipt: Receipt, reason: str) -> str:
         """Move a file in, durably.
 
@@ -114,9 +125,13 @@ class Quarantine:
         if target.exists() and sidecar.exists():
             path.unlink()
             return ""
+        known = self._as_of == self._folder.stat().st_mtime_ns
         path.replace(target)
         sync_folder(self._folder)
         self._write(Held(identifier, reason, dt.datetime.now(dt.UTC), receipt, target))
+        if known:
+            self._size += target.stat().st_size
+            self._as_of = self._folder.stat().st_mtime_ns
         return identifier
 
     def forget(self, held: Held) -> None:

@@ -23,10 +23,14 @@ class Senders:
             for sender in settings.senders
         ]
 
-    def knows(self, address: str) -> bool:
-        """Say whether anybody may call from an address."""
+    def facilities(self, address: str) -> frozenset[str]:
+        """Return whose devices may call from an address; most have one, strangers none."""
         caller = _plain(address)
-        return any(caller in network for _, networks in self._known for network in networks)
+        return frozenset(
+            sender.facility
+            for sender, networks in self._known
+            if any(caller in network for network in networks)
+        )
 
     def facility(self, address: str, calling: str) -> str | None:
         """Return whose device calls, None if that device may not call from there."""

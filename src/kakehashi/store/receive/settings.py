@@ -50,7 +50,30 @@ class Receive(_Model):
     )
     max_associations: int = Field(default=32, ge=1, le=512)
     idle_s: float = Field(
-        default=60, gt=0, le=3600, description="Silence after which an association is ended."
+        default=60,
+        gt=0,
+        le=3600,
+        description="An association that in this time brings neither 256 KiB nor a whole message "
+        "is ended.",
+    )
+    facility_share: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Share of max_associations that one hospital may have at once; at least one.",
+    )
+    max_object_mb: int = Field(
+        default=4096, ge=1, description="Largest object; a larger one is refused (A700)."
+    )
+    reserve_mb: int = Field(
+        default=1024,
+        ge=0,
+        description="What stays free on the disk: with less, objects are refused (A700).",
+    )
+    quarantine_mb: int = Field(
+        default=10240,
+        ge=0,
+        description="What may lie in quarantine: beyond it, what belongs there is refused (A700).",
     )
     memory_mb: int = Field(
         default=512, ge=64, description="What one association may take beyond the listener's own."
@@ -62,11 +85,24 @@ class Receive(_Model):
         default=10,
         gt=0,
         le=24 * 60,
-        description="A series without a new object for so long counts as complete, and is packed.",
+        description="A series without a new object for so long counts as complete, and is packed, "
+        "where nobody said how many objects it has.",
+    )
+    patience_hours: float = Field(
+        default=24,
+        gt=0,
+        le=24 * 30,
+        description="So long after its newest object a series of which something is missing is "
+        "packed all the same, or kept where it cannot be.",
     )
     senders: tuple[Sender, ...] = Field(
         default=(), description="All who may send; nobody else is answered."
     )
+
+    @property
+    def max_of_one_facility(self) -> int:
+        """Associations that one hospital may have at once."""
+        return max(1, int(self.max_associations * self.facility_share))
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:

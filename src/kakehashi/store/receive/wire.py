@@ -25,7 +25,8 @@ class Wire:
     connection : socket
         Plain or TLS.
     idle_s : float
-        Silence after which a call raises ``TimeoutError``.
+        Time in which ``MAX_LENGTH`` bytes must come, or all up to the next :meth:`renew`; else
+        a call raises ``TimeoutError``, after twice that time at the latest.
     """
 
     def __init__(self, connection: socket.socket, idle_s: float) -> None:
@@ -34,38 +35,38 @@ class Wire:
         self._buffer = bytearray(_BUFFER)
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
+        self.renew()
         self._network = connection.family in {socket.AF_INET, socket.AF_INET6}
         connection.settimeout(idle_s)
         if self._network:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def read(self, deadline: float | None = None) -> tuple[int, memoryview]:
-        """Return type and body of the next unit; the body is good until the next call.
+    def renew(self) -> None:
+        """Give the peer its full time again: it has brought something to an end."""
+        self._until, self._due = time.monotonic() + self._idle_s, MAX_LENGTH
 
-        Parameters
-        ----------
-        deadline : float, optional
-            Of the monotonic clock: until when the whole unit must be there.
+    def read(self) -> tuple[int, memoryview]:
+        """Return type and body of the next unit; the body is good until the next call.
 
         Raises
         ------
         EOFError
             The peer closed the connection.
         TimeoutError
-            It was silent for too long.
+            It was silent, or as good as silent, for too long.
         ProtocolError
             The unit is longer than what may be sent.
         OSError
             The connection broke.
         """
-        self._need(_HEAD.size, deadline)
+        self._need(_HEAD.size)
         kind, length = _HEAD.unpack_from(self._buffer, self._start)
         if length > MAX_LENGTH:
             raise ProtocolError(
                 f"a unit of type {kind} with {length} bytes is longer than {MAX_LENGTH}",
                 AbortReason.INVALID_PARAMETER if kind else AbortReason.UNRECOGNIZED_PDU,
             )
-        self._need(_HEAD.size + length, deadline)
+        self._need(_HEAD.size + length)
         body = self._view[self._start + _HEAD.size : self._start + _HEAD.size + length]
         self._start += _HEAD.size + length
         return kind, body
@@ -94,7 +95,7 @@ class Wire:
             pass
         self._socket.close()
 
-    def _need(self, count: int, deadline: float | None) -> None:
+    def _need(self, count: int) -> None:
         """Have that many bytes in the buffer from where the next unit begins."""
         if self._start == self._end:
             self._start = self._end = 0
@@ -103,8 +104,6 @@ class Wire:
             self._view[:left] = self._view[self._start : self._end]
             self._start, self._end = 0, left
         while self._end - self._start < count:
-            if deadline is not None:
-                self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
             got = self._socket.recv_into(self._view[self._end :])
             if not got:
                 raise EOFError
@@ -113,5 +112,9 @@ class Wire:
                 # Many senders send a unit's head and body apart, and wait in between for our
                 # acknowledgement, which the kernel holds back for 40 ms. It forgets this soon.
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-        if deadline is not None:
-            self._socket.settimeout(self._idle_s)
+            # Whoever lets a byte drip now and then is never silent, and never done.
+            self._due -= got
+            if self._due <= 0:
+                self.renew()
+            elif time.monotonic() > self._until:
+                raise TimeoutError

@@ -1,0 +1,107 @@
+"""The listener outlives whatever happens to its associations' processes and to the disk."""
+
+from __future__ import annotations
+
+import datetime as dt
+import errno
+import json
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from kakehashi.errors import StoreError
+from kakehashi.store.receive.asking import understand
+from kakehashi.store.receive.entry import Receipt
+from kakehashi.store.receive.journal import Journal
+from kakehashi.store.receive.offer import Offer, Verdict
+
+from .scu import ClosedError, data_set
+
+GONE = (ClosedError, ConnectionError)
+
+
+def test_a_process_that_dies_with_its_answer_unread_ends_no_other(run, monkeypatch):
+    """The kernel then resets the listener's end, where it otherwise only closes."""
+
+    receive, here = socket.socket.recv, os.getpid()
+
+    def dies(channel: socket.socket, size: int, flags: int = 0) -> bytes:
+        # The listener is a child of this process, an association's process is one of the listener.
+        ours = channel.family == socket.AF_UNIX and os.getppid() != here
+        if ours and receive(channel, size, socket.MSG_PEEK) == Verdict.STORED.encode():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return receive(channel, size, flags)
+
+    monkeypatch.setattr(socket.socket, "recv", dies)
+    receiver = run()
+    first, second = receiver.call(), receiver.call()
+    for client in (first, second):
+        client.associate()
+    for client, sop in ((first, "1.2.3.4"), (second, "1.2.3.5")):
+        with pytest.raises(GONE):
+            client.store(sop, data_set(sop))
+    # It was whole, and may as well be kept; its sender sends it again.
+    assert [entry.sop for entry in receiver.entries()] == ["1.2.3.4", "1.2.3.5"]
+    third = receiver.call()
+    third.associate()
+    third.release()
+
+
+@pytest.mark.parametrize("place", ["lock", "undo"])
+def test_a_disk_that_fails_is_said_to_those_who_asked(run, tmp_path, monkeypatch, place):
+    """Where the lock cannot be had, and where not even what was begun can be taken back."""
+    broken = tmp_path / "broken"
+
+    def breaks(original, where=""):
+        def method(one, *arguments, **keywords):
+            if broken.exists() and where in str(one):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return original(one, *arguments, **keywords)
+
+        return method
+
+    if place == "lock":
+        monkeypatch.setattr(Journal, "held", breaks(Journal.held))
+    else:
+        monkeypatch.setattr(Journal, "append", breaks(Journal.append))
+        monkeypatch.setattr("pathlib.Path.unlink", breaks(Path.unlink, "/inbox/"))
+    receiver = run()
+    client = receiver.call()
+    client.associate()
+    broken.touch()
+    assert client.store("1.2.3.4", data_set("1.2.3.4")) == 0x0110
+    broken.unlink()
+    assert client.store("1.2.3.4", data_set("1.2.3.4")) == 0
+    client.release()
+    assert [entry.sop for entry in receiver.entries()] == ["1.2.3.4"]
+
+
+@pytest.fixture
+def receipt() -> Receipt:
+    now = dt.datetime.now(dt.UTC)
+    return Receipt(now, "east", "HOSP", "127.0.0.1", "1.2", "1.3", "1.4", "", "", 0, "")
+
+
+def test_an_associations_process_speaks_for_itself_alone(receipt):
+    """A decoder's hole would let a stranger speak here: other parts, hospitals and odd text."""
+    known = receipt.as_json()
+    odd = ["9-1.part", known | {"calling": "\ud800"}, ""]
+    for question in (
+        ["8-1.part", known, ""],
+        ["../9-1.part", known, ""],
+        ["9-1.part", known | {"facility": "west"}, ""],
+        odd,
+        [9, receipt, ""],
+        ["9-1.part", [], ""],
+        "west",
+        {},
+        ["9-1.part"],
+    ):
+        with pytest.raises((StoreError, ValueError, TypeError)):
+            understand(json.dumps(question).encode(), 9, frozenset(("east",)))
+    good = json.dumps(["9-1.part", known, "why"]).encode()
+    assert understand(good, 9, frozenset(("east", "west"))) == Offer("9-1.part", receipt, "why")
+    assert understand(b'"east"', 9, frozenset(("east", "west"))) == "east"
