@@ -27,6 +27,7 @@ from kakehashi.store.deidentify import residue
 from kakehashi.store.dicom import tolerant
 from kakehashi.store.indexing import catch_up, enter
 from kakehashi.store.ingest import Origin, add
+from kakehashi.store.intake.complete import Completeness, rule_of
 from kakehashi.store.intake.reports import report_of
 from kakehashi.store.intake.staging import Staged, Staging
 from kakehashi.store.intake.summary import HELD_BACK, summarise, waiting_in
@@ -137,6 +138,13 @@ class Intake:
         self._as_receiver = as_receiver
         self._clock = clock
         self._staging = Staging(store.root)
+        self._complete = Completeness(
+            rule_of(store.receive),
+            inbox=inbox,
+            deidentifier=deidentifier,
+            as_receiver=as_receiver,
+            clock=clock,
+        )
         self._position_file = store.root / "staging" / ".position.json"
         self._said: float | None = None
         self._tidied: float | None = None
@@ -221,21 +229,31 @@ class Intake:
         Parameters
         ----------
         quiet_s : float, optional
-            Seconds without a new object after which a series counts as complete; that of the
-            settings by default.
+            Seconds without a new object after which a series is packed, complete or not; what
+            :func:`kakehashi.store.intake.complete.complete` says by default.
         """
-        quiet_s = self._store.receive.quiet_minutes * 60 if quiet_s is None else quiet_s
         count = 0
         packed: list[Series] = []
         try:
             for staged in self._staging.list():
-                if staged.last + quiet_s <= self._clock():
+                if self._is_complete(staged, quiet_s):
                     packed += self._finish(staged)
                     count += 1
         finally:
             # Together: each entry is a segment of the index.
             enter(self._store, self._catalogue, self._index, packed)
         return count
+
+    def _is_complete(self, staged: Staged, quiet_s: float | None) -> bool:
+        if quiet_s is not None:
+            return staged.last + quiet_s <= self._clock()
+        self._complete.look(self._position())
+        return self._complete.ready(staged, self._there)
+
+    def _there(self, series: str) -> set[str]:
+        """Return the objects of a series that the store has, packed or kept."""
+        kept = self._catalogue.kept_of_series(series)
+        return {*self._packed(series), *(one.sop_uid for one in kept if one.sop_uid)}
 
     def _take(self, entry: Entry, withdrawn: frozenset[str]) -> bool:
         """Deal with an object; say whether it may leave the inbox."""
@@ -291,10 +309,12 @@ class Intake:
         return {} if row is None else _instances(self._layout.absolute(row.path), row.blocks)
 
     def _finish(self, staged: Staged) -> list[Series]:
-        report = add(self._store, self._catalogue, [staged.folder], origin=staged.origin)
+        images = sorted(staged.folder.glob("*.dcm"))
+        report = add(self._store, self._catalogue, images, origin=staged.origin)
         self.progress.packed += len(report.packed)
         self.progress.kept += len(report.kept)
         self._staging.remove(staged)
+        self._complete.forget(staged)
         return report.packed
 
     def _refuse(self, entry: Entry, reason: str) -> bool:

@@ -151,6 +151,54 @@ def arrivals(inbox: Inbox, days: int) -> list[Arrival]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A study, by the list that it stands in and by what came of it.
+
+    Attributes
+    ----------
+    expected : int or None
+        Objects by the hospital's list; None where it stands in none.
+    received : int
+        Objects that reached the inbox.
+    """
+
+    expected: int | None
+    received: int
+
+
+def listed(inbox: Inbox, days: int) -> dict[tuple[str, str], Listed]:
+    """Compare lists and figures by study.
+
+    Parameters
+    ----------
+    inbox : Inbox
+    days : int
+        How many, today the last of them.
+
+    Returns
+    -------
+    dict of (str, str) to Listed
+        By hospital and StudyInstanceUID. Of a study in the lists of several days the largest
+        number counts, as :func:`arrivals` then calls it missing in none.
+    """
+    inbox.figures.update(inbox.journal)
+    today = day_of(dt.datetime.now(dt.UTC))
+    first = today - dt.timedelta(days=days - 1)
+    expected: dict[tuple[str, str], int] = {}
+    for back in range(days):
+        lists = _expected(inbox.folders.expected, today - dt.timedelta(days=back))
+        for facility, studies in lists.items():
+            for uid, number in studies.items():
+                key = facility, uid
+                expected[key] = max(number, expected.get(key, 0))
+    came = _came(inbox.figures, first)
+    return {
+        key: Listed(expected.get(key), len(came.get(key, ())))
+        for key in expected.keys() | came.keys()
+    }
+
+
 def _came(figures: Figures, since: dt.date) -> dict[tuple[str, str], set[str]]:
     """Return hashes of the objects that came, by hospital and study.
 
