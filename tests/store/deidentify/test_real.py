@@ -33,7 +33,10 @@ def test_every_series_goes_through_with_its_pixels(deidentifier, name, tmp_path)
     before = files_of(name)[:3]
     for old, new in zip(before, deidentified(deidentifier, before, tmp_path / "out"), strict=True):
         one, two = pydicom.dcmread(old), pydicom.dcmread(new)
-        assert two.PixelData == one.PixelData
+        # A comment of the encoder may have gone from a compressed image, no pixel.
+        assert len(two.PixelData) == len(one.PixelData)
+        assert two.PixelData == one.PixelData or name == "mr_jpeg2000"
+        assert (two.pixel_array == one.pixel_array).all()
         assert two.file_meta.TransferSyntaxUID == one.file_meta.TransferSyntaxUID
         assert two.PatientID != one.PatientID
         assert two.SOPInstanceUID == deidentifier.uid(one.SOPInstanceUID)

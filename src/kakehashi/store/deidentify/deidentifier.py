@@ -180,6 +180,9 @@ class Deidentifier:
             encoding=encoding,
             by_reference=content.by_reference(node),
             report=node.text(_SOP_CLASS) in REPORTS,
+            top=node,
+            syntax=syntax,
+            problems=problems,
         )
         out = FileDataset(
             "",

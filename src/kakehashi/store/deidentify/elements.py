@@ -15,6 +15,7 @@ from kakehashi.store.deidentify import content, kept, vocabulary
 from kakehashi.store.deidentify.actions import Action, tags_of
 from kakehashi.store.deidentify.dates import age_of, shift_date, shift_datetime, time_of
 from kakehashi.store.deidentify.numbers import SIZES, is_decimal, is_numeric
+from kakehashi.store.deidentify.pixels import OFFSETS, PIXELS, fits_pixels, only_pixels
 from kakehashi.store.deidentify.private import safe_private
 from kakehashi.store.deidentify.report import clean_report, shows_identity, without_identity
 from kakehashi.store.deidentify.tree import Element, Node, texts_of
@@ -42,7 +43,6 @@ _REQUIRED = tags_of(
     "SegmentLabel StructureSetLabel CodeMeaning UserContentLabel EntityLabel RTPlanLabel "
     "AcquisitionFieldOfViewLabel TreatmentSite"
 )
-_PIXELS = tags_of("PixelData FloatPixelData DoubleFloatPixelData")
 _PRINTABLE = re.compile(rb"[ -~\n\r]+")
 _UID_LIKE = re.compile(r"\d+(?:\.\d+){5}")
 # A UID of a device has a registered root and parts below it; fewer dots may be any number.
@@ -69,6 +69,12 @@ class Elements:
         Items of the content refer to others by their places.
     report : bool
         The object is a report, whose text is free; such are of the second tier.
+    top : Node
+        The object, as opposed to an item in it.
+    syntax : str
+        Its transfer syntax.
+    problems : list of str
+        Gets why the object must be held.
     uids : set of str
         Gets the original UIDs that were replaced.
     """
@@ -81,6 +87,9 @@ class Elements:
     encoding: tuple[bool | None, bool | None]
     by_reference: bool
     report: bool
+    top: Node
+    syntax: str
+    problems: list[str]
     uids: set[str] = field(default_factory=set)
 
     def items(self, node: Node) -> Dataset:
@@ -102,8 +111,10 @@ class Elements:
         made: DataElement | RawDataElement | None = None
         if action is Action.EMPTY:
             made = DataElement(element.tag, vr, [] if vr == "SQ" else None)
+        elif element.tag in PIXELS:
+            made = self._pixels(element, node)
         elif action is Action.BULK:
-            made = None if _looks_like_text(element) else _as_it_is(element)
+            made = self._bulk(element, node)
         elif action is Action.NUMBER:
             made = self._number(element)
         elif action is Action.ITEMS:
@@ -111,6 +122,31 @@ class Elements:
         elif action is not Action.REMOVE:
             made = self._text(element, node)
         return made
+
+    def _pixels(self, element: Element, node: Node) -> DataElement | RawDataElement | None:
+        """Keep the pixels of the object itself; in items there are thumbnails."""
+        if node is not self.top:
+            return None
+        little = self.encoding[1] is not False
+        value, problem = only_pixels(element, node, self.syntax, little=little)
+        if problem:
+            self.problems.append(problem)
+            return None
+        made = _as_it_is(element)
+        if isinstance(made, RawDataElement):
+            return made._replace(value=value, length=made.length and len(value))
+        made.value = value
+        return made
+
+    def _bulk(self, element: Element, node: Node) -> DataElement | RawDataElement | None:
+        if element.tag in OFFSETS:
+            # Both or none.
+            good = all(
+                tag in node.elements and fits_pixels(node.elements[tag], node) for tag in OFFSETS
+            )
+        else:
+            good = not _looks_like_text(element)
+        return _as_it_is(element) if good else None
 
     def _text(self, element: Element, node: Node) -> DataElement | None:
         action, vr, tag = element.rule.action, element.rule.vr, element.tag
@@ -254,11 +290,7 @@ class Elements:
 
 def _looks_like_text(element: Element) -> bool:
     value = element.source.value
-    return (
-        element.tag not in _PIXELS
-        and isinstance(value, bytes)
-        and bool(_PRINTABLE.fullmatch(value.rstrip(b"\0")))
-    )
+    return isinstance(value, bytes) and bool(_PRINTABLE.fullmatch(value.rstrip(b"\0")))
 
 
 def _as_it_is(element: Element) -> DataElement | RawDataElement:
