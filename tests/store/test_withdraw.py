@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
+import time
 from types import SimpleNamespace
 
 import pydicom
@@ -15,7 +17,7 @@ from kakehashi.store.cohorts import Cohorts
 from kakehashi.store.indexing import catch_up, opened
 from kakehashi.store.ingest import Origin
 from kakehashi.store.intake.staging import Staging
-from kakehashi.store.layout import Layout, blocks_path
+from kakehashi.store.layout import Layout, blocks_path, locked
 from kakehashi.store.query import TRUE
 from kakehashi.store.service.reports import Reports
 from kakehashi.store.view import MANIFEST, build_view
@@ -214,3 +216,20 @@ def test_damage_in_a_view_keeps_nothing_of_the_person(full):
         for path in (full.store.root / "views").rglob("*.ozx")
         if path.stem in {row.series_uid for row in theirs(full)}
     ]
+
+
+def test_nobody_finds_them_while_the_rest_waits_for_what_is_being_packed(full):
+    """Packing holds the store's lock for minutes; what the catalogue answers does not wait."""
+    theirs = [row.series_uid for row in full.rows if row.patient_id == full.gone]
+    with locked(Layout(full.store.root).packs / ".lock", wait=True):
+        thread = threading.Thread(
+            target=withdraw, args=(full.places, full.gone, "operator", "wish")
+        )
+        thread.start()
+        until = time.monotonic() + 30
+        while set(full.index.select(permission=TRUE)) & set(theirs):
+            assert time.monotonic() < until
+        assert thread.is_alive()
+        assert full.store.catalogue.of_patient(full.gone)[0]
+    thread.join(60)
+    assert full.store.catalogue.of_patient(full.gone)[0] == []

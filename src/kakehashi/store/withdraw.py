@@ -145,6 +145,8 @@ def withdraw(places: Places, patient_id: str, by: str, reason: str) -> Withdrawa
     detail = {"patient": patient_id, "reason": reason}
     places.trail.append("patient.withdrawn", person=by, detail=detail)
     places.catalogue.withdraw(patient_id, by, reason)
+    # Nothing is found any more from here on; the lock may be a while in coming.
+    places.index.withdraw(row.series_uid for row in places.catalogue.of_patient(patient_id)[0])
     layout.packs.mkdir(mode=0o750, exist_ok=True)
     # Whoever takes data in at this moment is waited for, and then knows it.
     with locked(layout.packs / ".lock", wait=True):

@@ -56,6 +56,7 @@ PROJECTS = {
         project("all", tier=3),
         project("none", tier=3, cohort={"body_part": ["TOE"]}),
         project("over", tier=3, expires="2026-11-21"),
+        project("last", tier=3, expires="2026-11-22"),
         project(
             "part",
             tier=2,

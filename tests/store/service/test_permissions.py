@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import http.client
 import json
 import random
 from collections import Counter
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from kakehashi.config import Config
+from kakehashi.store.catalogue import Kept
 from kakehashi.store.facets import FACETS
 from kakehashi.store.permission import permission
 from kakehashi.store.query import (
@@ -23,6 +26,8 @@ from kakehashi.store.query import (
     matches,
     value_of,
 )
+from kakehashi.store.service import access, models
+from kakehashi.store.service.access import Access
 from tests.store.conftest import settings
 
 from .serving import PROJECTS, TODAY, Asker, Service, running, series
@@ -260,8 +265,6 @@ def test_one_that_may_not_be_seen_answers_as_one_that_there_is_not(service):
 
 
 def test_one_that_may_not_be_seen_takes_the_same_steps(service, monkeypatch):
-    from kakehashi.store.service import access
-
     looked_at: list[object] = []
 
     def counted(query, row):
@@ -333,3 +336,108 @@ def test_today_decides(service):
     assert permission(PROJECTS["over"], TODAY) == FALSE
     for address in ("facets", "page"):
         assert service.asker("over").post(address).ok()["count"] == 0
+
+
+def test_what_another_hospital_says_of_a_study_is_not_found_with_it(service):
+    """A UID says nothing of who sent it; the project has grants for both hospitals."""
+    granted = permission(PROJECTS["part"], TODAY)
+    shown = [row for row in service.rows if matches(granted, row)]
+    row = shown[0]
+    (other, *_) = sorted({one.facility for one in shown} - {row.facility})
+    service.reports.add(row.study_uid, other, "結節 elsewhere", patient_id="p")
+    service.reports.add(row.study_uid, row.facility, "結節 here", patient_id="p")
+    for name in ("part", "all"):
+        hits = service.asker(name).post("search", text="結節").ok()["reports"]
+        assert [hit["snippet"] for hit in hits] == ["結節 here"]
+
+
+def test_what_belongs_to_a_series_is_not_shown_above_the_projects_tier_or_of_others(service):
+    granted = permission(PROJECTS["part"], TODAY)
+    row = next(row for row in service.rows if matches(granted, row))
+    for number, (tier, patient) in enumerate(
+        [(2, row.patient_id), (3, row.patient_id), (1, "somebody else"), (1, None)]
+    ):
+        service.catalogue.add_kept(
+            Kept(
+                sha256=f"{number:064x}",
+                sop_uid=f"1.2.{number}",
+                series_uid="1.9",
+                study_uid=row.study_uid,
+                patient_id=patient,
+                tier=tier,
+                modality="SR",
+                reason="not an image",
+                path=f"kept/aa/{number}.dcm",
+                size=7,
+                added_at="2026-01-01T00:00:00Z",
+                refers_to=(row.series_uid,),
+            )
+        )
+    for name, seen in (("part", ["1.2.0"]), ("all", ["1.2.0", "1.2.1"])):
+        found = service.asker(name).get(f"series/{row.series_uid}").ok()["attachments"]
+        assert [one["sop_uid"] for one in found] == seen
+
+
+def test_what_was_asked_before_a_session_was_revoked_is_not_answered_after(service, monkeypatch):
+    asker = service.asker("all")
+    row = service.rows[0]
+    assert asker.post("page").status == 200
+    page, find = type(service.index).page, type(service.catalogue).select
+
+    def revoked(step):
+        def run(*arguments, **options):
+            found = step(*arguments, **options)
+            service.live.clear()
+            return found
+
+        return run
+
+    monkeypatch.setattr(type(service.index), "page", revoked(page))
+    monkeypatch.setattr(type(service.catalogue), "select", revoked(find))
+    live = set(service.live)
+    for answer in (
+        lambda: asker.post("page"),
+        lambda: asker.post("search", text="造影"),
+        lambda: asker.get(f"series/{row.series_uid}"),
+    ):
+        service.live |= live
+        service.events.clear()
+        assert answer().status == 403
+        assert service.events == []
+
+
+@pytest.mark.parametrize("what", ["withdrawn", "midnight"])
+def test_an_export_ends_when_a_person_withdraws_or_the_projects_last_day_is_over(
+    service, monkeypatch, what
+):
+    monkeypatch.setattr(access, "_PIECE", 5)
+    today = [TODAY]
+    object.__setattr__(service.parts, "today", lambda: today[0])  # the parts are frozen
+    asker = service.asker("last")
+    whole = asker.post("export", columns=["series_uid"])
+    assert len(whole.body.splitlines()) == len(service.rows)
+    pieces = Access._pieces
+
+    def changing(*arguments):
+        for number, piece in enumerate(pieces(*arguments)):
+            if number == 2 and what == "withdrawn":
+                service.cohorts.withdraw([])
+            if number == 2 and what == "midnight":
+                today[0] += dt.timedelta(1)
+            yield piece
+
+    monkeypatch.setattr(Access, "_pieces", changing)
+    with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+        asker.post("export", columns=["series_uid"])
+
+
+def test_a_list_too_long_to_be_frozen_is_not_made(service, monkeypatch):
+    monkeypatch.setattr(models, "MOST_FROZEN", len(service.rows) - 1)
+    asker = service.asker("all")
+    saved = asker.post("cohorts", name="everything").ok()
+    made: list[str] = []
+    monkeypatch.setattr(Access, "uids", lambda *_: made.append("all") or [])
+    answer = asker.post(f"cohorts/{saved['id']}/freeze")
+    assert answer.status == 422
+    assert f"{len(service.rows)} series" in answer.json["message"]
+    assert made == []

@@ -397,7 +397,7 @@ def test_an_export_is_cut_and_seen_to_be_cut_when_the_session_ends(service, monk
 
     monkeypatch.setattr(access, "_PIECE", 5)
     asker = service.asker("all")
-    looks = iter([True, True, False])
+    looks = iter([True, True, True, False])
     object.__setattr__(service.parts, "is_live", lambda _session: next(looks, False))
     with pytest.raises(http.client.IncompleteRead):
         asker.post("export", columns=["series_uid"])

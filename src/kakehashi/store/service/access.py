@@ -159,13 +159,20 @@ class Access:
         found = self._index.facets(columns=("facility",), **self._within(Scope(scope.whole)))
         return frozenset(str(value) for value, _ in found.counts["facility"] if value is not None)
 
-    def studies(self, scope: Scope, wanted: Collection[str]) -> dict[str, list[str]]:
-        """Return those of some studies of which there are series, with these, sorted."""
+    def studies(
+        self, scope: Scope, wanted: Collection[str]
+    ) -> dict[tuple[str, str | None], list[str]]:
+        """Return those of some studies of which there are series, with these, sorted.
+
+        By study and facility: a UID says nothing of who sent it.
+        """
         among = Scope(scope.query & any_of("study_uid", wanted), scope.selections)
-        found: dict[str, list[str]] = {}
-        for batch in self._index.arrow(columns=("study_uid", "series_uid"), **self._within(among)):
+        columns = ("study_uid", "facility", "series_uid")
+        found: dict[tuple[str, str | None], list[str]] = {}
+        for batch in self._index.arrow(columns=columns, **self._within(among)):
             for row in batch.to_pylist():
-                found.setdefault(row["study_uid"], []).append(row["series_uid"])
+                study = row["study_uid"], row["facility"]
+                found.setdefault(study, []).append(row["series_uid"])
         return {study: sorted(series) for study, series in found.items()}
 
     def uids(self, scope: Scope) -> list[str]:

@@ -52,8 +52,8 @@ class Call:
         self.handler = handler
         self.job = Job()
         self.project = project
-        permission = parts.permission(project, parts.today())
-        self.access = Access(parts.index, parts.catalogue, permission, self.job.cancel)
+        self._permission = parts.permission(project, parts.today())
+        self.access = Access(parts.index, parts.catalogue, self._permission, self.job.cancel)
         self._newest = newest
 
     def body(self, model: type[_Model]) -> _Model:
@@ -103,18 +103,26 @@ class Call:
             del self._newest[key]
 
     def check_live(self) -> None:
-        """Check that the session still has its lease.
+        """Check that the session still has its lease, and its project the same rights.
 
         Raises
         ------
         RefusedError
             It has not.
         """
-        if not self.parts.is_live(self.claims.session):
+        rights = self.parts.permission(self.project, self.parts.today())
+        if not self.parts.is_live(self.claims.session) or rights != self._permission:
             raise RefusedError("no-access", "this session has no access")
 
     async def audit(self, kind: str, scope: Scope | None, count: int) -> None:
-        """Tell what was looked at, and wait until that is noted."""
+        """Tell what was looked at, and wait until that is noted; then it may be given.
+
+        Raises
+        ------
+        RefusedError
+            The session lost its right while it was being looked for.
+        """
+        self.check_live()
         claims = self.claims
         event = AuditEvent(
             kind,

@@ -75,14 +75,15 @@ async def freeze(call: Call) -> models.FrozenAnswer:
 
     def step() -> Frozen:
         seen = call.parts.cohorts.withdrawals()
-        uids = call.access.uids(meant)
-        if len(uids) > models.MOST_FROZEN:
+        # Counted first: the list of a whole catalogue would not fit in memory.
+        count = call.access.count(meant)
+        if count > models.MOST_FROZEN:
             raise RefusedError(
                 "malformed",
-                f"the cohort has {len(uids)} series, and at most {models.MOST_FROZEN} can be "
+                f"the cohort has {count} series, and at most {models.MOST_FROZEN} can be "
                 "frozen; narrow its query",
             )
-        rows = call.access.records(uids)
+        rows = call.access.records(call.access.uids(meant))
         members = [(row.series_uid, row.blocks) for row in rows]
         return call.parts.cohorts.freeze(saved, members, by=call.claims.person, withdrawals=seen)
 

@@ -15,7 +15,7 @@ from kakehashi.store.service.reports import snippet, words_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from kakehashi.store.catalogue import Series
+    from kakehashi.store.catalogue import Kept, Series
     from kakehashi.store.service.call import Call
     from kakehashi.store.service.reports import Report
 
@@ -74,7 +74,7 @@ async def combinations(call: Call) -> models.CombinationsAnswer:
 async def series(call: Call) -> models.SeriesAnswer:
     """Answer ``GET /v1/series/UID``."""
     row = await _permitted(call)
-    kept = await call.work(lambda: call.parts.catalogue.kept_about_series(row.series_uid))
+    kept = await call.work(lambda: _kept_about(call, row))
     reports = await call.work(lambda: _reports_of(call, row))
     await call.audit("series", None, 1)
     return models.SeriesAnswer(
@@ -98,6 +98,16 @@ async def thumbnail(call: Call) -> None:
     await call.audit("thumbnail", None, 1)
     call.handler.set_header("Content-Type", "image/png")
     call.handler.write(picture)
+
+
+def _kept_about(call: Call, row: Series) -> list[Kept]:
+    """Return what was kept beside a series, of the same person and within the project's tier."""
+    # Whoever writes an object can have it refer to any series.
+    return [
+        kept
+        for kept in call.parts.catalogue.kept_about_series(row.series_uid)
+        if kept.tier <= call.project.tier and kept.patient_id == row.patient_id
+    ]
 
 
 def _reports_of(call: Call, row: Series) -> list[Report]:
@@ -154,13 +164,14 @@ def _reports(
     ):
         permitted = call.access.studies(scope, {report.study_uid for report in reports})
         for report in reports:
-            if report.study_uid not in permitted:
+            series_uids = permitted.get((report.study_uid, report.facility))
+            if series_uids is None:
                 continue
             text, marks = snippet(report.text, words)
             hits.append(
                 models.ReportHit(
                     study_uid=report.study_uid,
-                    series=permitted[report.study_uid],
+                    series=series_uids,
                     snippet=text,
                     marks=marks,
                 )
@@ -175,6 +186,7 @@ async def export(call: Call) -> None:
     asked = call.body(models.ExportRequest)
     scope = scope_of(asked)
     kind = _kind(call.handler.request.headers.get("Accept", LINES))
+    withdrawals = await call.work(call.parts.cohorts.withdrawals)
     count = await call.work(lambda: call.access.count(scope))
     if asked.limit is None and count > models.MOST_EXPORTED:
         raise RefusedError(
@@ -190,7 +202,15 @@ async def export(call: Call) -> None:
     )
     await call.audit("export", scope, wanted)
     call.handler.set_header("Content-Type", kind)
-    while piece := await call.work(lambda: next(pieces, None)):
+
+    def step() -> bytes | None:
+        piece = next(pieces, None)
+        # Whoever reads slowly would go on getting rows of the index as it was.
+        if call.parts.cohorts.withdrawals() != withdrawals:
+            raise RefusedError("changed", "a person withdrew meanwhile; export again")
+        return piece
+
+    while piece := await call.work(step):
         call.check_live()
         call.handler.write(piece)
         await call.handler.flush()
