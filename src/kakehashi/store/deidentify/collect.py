@@ -9,7 +9,7 @@ from kakehashi.store.deidentify.actions import tags_of
 from kakehashi.store.deidentify.content import is_number_of_person
 from kakehashi.store.deidentify.dates import day_of, shift_date
 from kakehashi.store.deidentify.names import Names
-from kakehashi.store.deidentify.tree import Node, texts_of
+from kakehashi.store.deidentify.tree import Node, readings_of
 
 _PLACES = tags_of(
     "InstitutionName InstitutionAddress ResponsibleOrganization PatientAddress "
@@ -77,10 +77,11 @@ def collect(node: Node) -> Collected:
             else None
         )
         if target is not None:
-            texts = texts_of(element, owner.encodings)
-            if texts is None and (target is persons or element.tag in _IDENTIFYING):
+            # Of bytes in an undeclared character set all that they may be.
+            texts = readings_of(element, owner.encodings)
+            if not texts and (target is persons or element.tag in _IDENTIFYING):
                 unreadable = unreadable or f"({element.tag >> 16:04X},{element.tag & 0xFFFF:04X})"
-            good = (text for text in texts or () if text)
+            good = (text for reading in texts for text in reading if text)
             if element.tag in _PERHAPS:
                 good = (text for text in good if _HOSPITAL.search(text))
             target.update(good)

@@ -18,7 +18,7 @@ from kakehashi.store.deidentify.numbers import SIZES, is_decimal, is_numeric
 from kakehashi.store.deidentify.pixels import OFFSETS, PIXELS, fits_pixels, only_pixels
 from kakehashi.store.deidentify.private import safe_private
 from kakehashi.store.deidentify.report import clean_report, shows_identity, without_identity
-from kakehashi.store.deidentify.tree import Element, Node, texts_of
+from kakehashi.store.deidentify.tree import Element, Node, is_guessed, texts_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -153,7 +153,9 @@ class Elements:
         if element.empty:
             return DataElement(tag, vr, None)
         texts = texts_of(element, node.encodings)
-        if texts is None:
+        # The text of a report is kept, so not in a character set that is only a guess.
+        free = action is Action.REPORT and self.report
+        if texts is None or (free and is_guessed(element, node.encodings)):
             return None
         if action in (Action.PATIENT_ID, Action.PATIENT_NAME):
             done = self._patient(texts if action is Action.PATIENT_ID else [], node)

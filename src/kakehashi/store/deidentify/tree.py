@@ -9,7 +9,7 @@ from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_eleme
 from pydicom.multival import MultiValue
 
 from kakehashi.store.deidentify.actions import Rule, rule_of, words_of
-from kakehashi.store.deidentify.charset import decode, encodings_of, redecode
+from kakehashi.store.deidentify.charset import encodings_of, is_guess, readings, redecode, undone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -169,34 +169,46 @@ def texts_of(element: Element, encodings: tuple[str, ...]) -> list[str] | None:
 
     An empty element has no values.
     """
+    return next(iter(readings_of(element, encodings)), None)
+
+
+def readings_of(element: Element, encodings: tuple[str, ...]) -> list[list[str]]:
+    """Return the values of a text element in every way to read them, the likeliest first."""
     vr = element.vr if element.vr not in ("", "UN") else element.rule.vr
     value = element.source.value
     if value is None:
-        return []
+        return [[]]
     if isinstance(value, bytes):
         return _split(value, vr, encodings)
     values = list(value) if isinstance(value, (list, tuple, MultiValue)) else [value]
-    texts = [_text(one, vr, encodings) for one in values]
-    return None if any(text is None for text in texts) else [str(text) for text in texts]
+    found = [_readings(one, vr, encodings) for one in values]
+    if not all(found):
+        return []
+    count = max(map(len, found), default=1)
+    return [[one[min(number, len(one) - 1)] for one in found] for number in range(count)]
 
 
-def _split(value: bytes, vr: str, encodings: tuple[str, ...]) -> list[str] | None:
+def is_guessed(element: Element, encodings: tuple[str, ...]) -> bool:
+    """Say whether the values of a text element are only what their bytes may be."""
+    value = element.source.value
+    values = list(value) if isinstance(value, (list, tuple, MultiValue)) else [value]
+    raws = [one if isinstance(one, bytes) else undone(str(one), encodings) for one in values]
+    return any(raw is not None and is_guess(raw, encodings) for raw in raws)
+
+
+def _split(value: bytes, vr: str, encodings: tuple[str, ...]) -> list[list[str]]:
     if vr not in _TEXT and not value.isascii():
-        return None
-    text = decode(value, encodings, person=vr == "PN")
-    if text is None:
-        return None
-    if vr in _SINGLE:
-        return [text] if text else []
-    parts = [part.strip(" \0") for part in text.split("\\")]
-    return parts if any(parts) else []
+        return []
+    out = []
+    for text in readings(value, encodings, person=vr == "PN"):
+        parts = [text] if vr in _SINGLE else [part.strip(" \0") for part in text.split("\\")]
+        out.append(parts if any(parts) else [])
+    return out
 
 
-def _text(value: Any, vr: str, encodings: tuple[str, ...]) -> str | None:
+def _readings(value: Any, vr: str, encodings: tuple[str, ...]) -> list[str]:
     original = getattr(value, "original_string", None) if vr == "PN" else None
     if isinstance(original, bytes):
-        return decode(original, encodings, person=True)
-    if vr == "PN":
-        # Components that pydicom decoded; its own str() leaves out what is empty.
-        return redecode(str(value), encodings)
-    return redecode(str(value), encodings) if value is not None else ""
+        return readings(original, encodings, person=True)
+    # Of a name, components that pydicom decoded; its own str() leaves out what is empty.
+    return redecode(str(value), encodings) if value is not None else [""]
