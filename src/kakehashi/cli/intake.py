@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from kakehashi.config import Config
-    from kakehashi.store.deidentify import Deidentifier
+    from kakehashi.secret import Secret
     from kakehashi.store.intake import Intake
 
 ConfigOption = Annotated[
@@ -70,6 +70,7 @@ def report(
 ) -> None:
     """Take a hospital's list of reports: de-identified, linked with their studies, searchable."""
     from kakehashi.store.catalogue import Catalogue
+    from kakehashi.store.deidentify import Deidentifier
     from kakehashi.store.intake.reports import read_list, take
     from kakehashi.store.layout import Layout, locked
     from kakehashi.store.service.reports import Reports
@@ -89,7 +90,7 @@ def report(
         with locked(Layout(store.root).packs / ".lock", wait=True):
             # Who withdraws takes this lock too, and is either before us or behind us.
             withdrawn = catalogue.withdrawn()
-            new = take(sent, facility, _deidentifier(settings), reports, withdrawn)
+            new = take(sent, facility, Deidentifier(_key(settings)), reports, withdrawn)
     finally:
         reports.close()
         catalogue.close()
@@ -99,13 +100,13 @@ def report(
     )
 
 
-def _deidentifier(settings: Config) -> Deidentifier:
-    from kakehashi.store.deidentify import Deidentifier, load_key
+def _key(settings: Config) -> Secret:
+    from kakehashi.store.deidentify import load_key
     from kakehashi.store.layout import Layout
 
     path = Layout(settings.need_store().root).deidentification_key
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    return Deidentifier(load_key(path, create=True))
+    return load_key(path, create=True)
 
 
 @contextmanager
@@ -113,15 +114,17 @@ def _opened(settings: Config) -> Iterator[Intake]:
     from kakehashi.store.authority.accounts import acting_as
     from kakehashi.store.authority.layout import names
     from kakehashi.store.catalogue import Catalogue
+    from kakehashi.store.deidentify import Deidentifier
     from kakehashi.store.indexing import opened
-    from kakehashi.store.intake import Intake
+    from kakehashi.store.intake import Intake, Parser
     from kakehashi.store.receive import Inbox
     from kakehashi.store.service.reports import Reports
 
     store = settings.need_store()
     with acting_as(names(store).receiver):
         inbox = Inbox(store.root)
-    deidentifier = _deidentifier(settings)
+    key = _key(settings)
+    parser = Parser(key, names(store).intake)
     catalogue = Catalogue.open(store)
     reports = Reports.open(store)
     try:
@@ -129,11 +132,13 @@ def _opened(settings: Config) -> Iterator[Intake]:
             store,
             catalogue,
             inbox=inbox,
-            deidentifier=deidentifier,
+            deidentifier=Deidentifier(key),
+            parser=parser,
             reports=reports,
             index=opened(store),
             as_receiver=lambda: acting_as(names(store).receiver),
         )
     finally:
+        parser.close()
         reports.close()
         catalogue.close()

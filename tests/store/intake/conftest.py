@@ -6,8 +6,9 @@ import datetime as dt
 import io
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pydicom
 import pytest
@@ -17,7 +18,7 @@ from kakehashi.store.catalogue import Catalogue
 from kakehashi.store.deidentify import Deidentifier, load_key
 from kakehashi.store.dicom import tolerant
 from kakehashi.store.indexing import opened
-from kakehashi.store.intake import Intake
+from kakehashi.store.intake import Intake, Parser
 from kakehashi.store.receive import Inbox
 from kakehashi.store.receive.entry import Receipt
 from kakehashi.store.receive.offer import Offer, Verdict
@@ -26,6 +27,7 @@ from kakehashi.store.service.reports import Reports
 
 from ..conftest import settings
 
+KEY = Path("secrets", "deidentification")
 _NUMBERS = itertools.count(1)
 
 
@@ -70,21 +72,31 @@ class Hospital:
     inbox: Inbox
     deidentifier: Deidentifier
     reports: Reports
+    parsers: list[Parser] = field(default_factory=list)
 
     @property
     def root(self) -> Path:
         return self.config.need_store().root
 
-    def intake(self) -> Intake:
+    def intake(self, **others: Any) -> Intake:
         """An intake as a process that was started just now has it."""
+        self.parsers.append(Parser(load_key(self.root / KEY), None))
         return Intake(
             self.config.need_store(),
             self.catalogue,
             inbox=self.inbox,
             deidentifier=self.deidentifier,
+            parser=self.parsers[-1],
             reports=self.reports,
             index=opened(self.config.need_store()),
+            **others,
         )
+
+    def close(self) -> None:
+        for parser in self.parsers:
+            parser.close()
+        self.reports.close()
+        self.catalogue.close()
 
     def send(self, sources: Iterable[Path | pydicom.Dataset], facility: str = "F01") -> None:
         for source in sources:
@@ -105,7 +117,7 @@ def open_hospital(config: Config) -> Hospital:
         config,
         Catalogue.open(config.need_store()),
         Inbox(root),
-        Deidentifier(load_key(root / "secrets" / "deidentification", create=True)),
+        Deidentifier(load_key(root / KEY, create=True)),
         Reports.open(config.need_store()),
     )
 
@@ -117,5 +129,4 @@ def hospital(tmp_path) -> Iterator[Hospital]:
     config = Config.model_validate(settings(root))
     made = open_hospital(config)
     yield made
-    made.reports.close()
-    made.catalogue.close()
+    made.close()

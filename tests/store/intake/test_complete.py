@@ -10,8 +10,7 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from kakehashi.store.indexing import opened
-from kakehashi.store.intake import Intake, Staging
+from kakehashi.store.intake import Staging
 from kakehashi.store.intake.complete import LOOK_S, SETTLE_S, Count, Known, Rule, complete
 from kakehashi.store.receive.arrivals import expect
 from kakehashi.store.receive.figures import day_of
@@ -65,15 +64,7 @@ class Waiting:
 
     def __init__(self, hospital: Hospital) -> None:
         self.hospital, self.later_s = hospital, 0.0
-        self.intake = Intake(
-            hospital.config.need_store(),
-            hospital.catalogue,
-            inbox=hospital.inbox,
-            deidentifier=hospital.deidentifier,
-            reports=hospital.reports,
-            index=opened(hospital.config.need_store()),
-            clock=lambda: time.time() + self.later_s,
-        )
+        self.intake = hospital.intake(clock=lambda: time.time() + self.later_s)
 
     def send(self, *paths: Path) -> None:
         self.hospital.send(paths)

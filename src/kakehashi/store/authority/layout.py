@@ -129,6 +129,11 @@ class Names:
         return "kakehashi-receive" if self.prefix == "k" else f"{self.prefix}receive"
 
     @property
+    def intake(self) -> str:
+        """Account that looks into what hospitals sent, and owns nothing."""
+        return "kakehashi-intake" if self.prefix == "k" else f"{self.prefix}intake"
+
+    @property
     def view_group(self) -> str:
         """Group of all view accounts; packs are readable by it."""
         return f"{self.prefix}view"

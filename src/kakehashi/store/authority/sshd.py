@@ -148,6 +148,9 @@ def initialise(config: Config) -> list[str]:
     # It reads what comes over the network, and has a right to nothing else.
     ensure_group(accounts.receiver)
     ensure_account(accounts.receiver, home=layout.receive, group=accounts.receiver)
+    # What reads their objects and decodes their pixels has none at all.
+    ensure_group(accounts.intake)
+    ensure_account(accounts.intake, home=Path("/nonexistent"), group=accounts.intake)
     check_runnable(find_account(accounts.authority))
     _folders(layout, accounts)
     for project in projects:

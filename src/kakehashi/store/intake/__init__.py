@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kakehashi.store.intake.intake import Intake, Progress
+from kakehashi.store.intake.parser import Parser
 from kakehashi.store.intake.staging import Staged, Staging
 
-__all__ = ["Intake", "Progress", "Staged", "Staging"]
+__all__ = ["Intake", "Parser", "Progress", "Staged", "Staging"]

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import json
 import logging
+import os
+import stat
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -19,16 +20,13 @@ from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING
 
-import pydicom
-
 from kakehashi.errors import StoreError
 from kakehashi.imaging.ozip import FileReader, open_pack
-from kakehashi.store.deidentify import residue
 from kakehashi.store.dicom import tolerant
 from kakehashi.store.indexing import catch_up, enter
 from kakehashi.store.ingest import Origin, add
 from kakehashi.store.intake.complete import Completeness, rule_of
-from kakehashi.store.intake.reports import report_of
+from kakehashi.store.intake.parser import Unreadable
 from kakehashi.store.intake.staging import Staged, Staging
 from kakehashi.store.intake.summary import HELD_BACK, summarise, waiting_in
 from kakehashi.store.layout import Layout, locked, replacing
@@ -42,8 +40,9 @@ if TYPE_CHECKING:
 
     from kakehashi.config import StoreHost
     from kakehashi.store.catalogue import Catalogue, Series
-    from kakehashi.store.deidentify import Deidentifier, Outcome
+    from kakehashi.store.deidentify import Deidentifier
     from kakehashi.store.facets import Index
+    from kakehashi.store.intake.parser import Parsed, Parser
     from kakehashi.store.intake.reports import Reports
     from kakehashi.store.receive import Entry, Inbox
 
@@ -105,6 +104,9 @@ class Intake:
     catalogue : Catalogue
     inbox : Inbox
     deidentifier : Deidentifier
+        Says what became of an identifier; it sees no object.
+    parser : Parser
+        De-identifies objects.
     reports : Reports
         Gets the text of reports.
     index : Index
@@ -123,6 +125,7 @@ class Intake:
         *,
         inbox: Inbox,
         deidentifier: Deidentifier,
+        parser: Parser,
         reports: Reports,
         index: Index,
         as_receiver: Callable[[], AbstractContextManager[None]] = nullcontext,
@@ -132,7 +135,7 @@ class Intake:
         self._layout = Layout(store.root)
         self._catalogue = catalogue
         self._inbox = inbox
-        self._deidentifier = deidentifier
+        self._parser = parser
         self._reports = reports
         self._index = index
         self._as_receiver = as_receiver
@@ -145,6 +148,8 @@ class Intake:
             as_receiver=as_receiver,
             clock=clock,
         )
+        # Its lock is taken before the first pack is there.
+        self._layout.packs.mkdir(mode=0o750, exist_ok=True)
         self._position_file = store.root / "staging" / ".position.json"
         self._said: float | None = None
         self._tidied: float | None = None
@@ -257,49 +262,60 @@ class Intake:
 
     def _take(self, entry: Entry, withdrawn: frozenset[str]) -> bool:
         """Deal with an object; say whether it may leave the inbox."""
-        file = io.BytesIO()
         try:
-            with self._as_receiver():
-                dataset = pydicom.dcmread(entry.path)
-                outcome = self._deidentifier.object(dataset, facility=entry.facility)
-                outcome.write(file)
-                left = residue(outcome, outcome.names)
+            descriptor = self._open(entry.path)
         except FileNotFoundError:
             # Moved into quarantine by a run that was killed before it could note that.
             _log.warning("%s is gone from the inbox; the receiver mends it", entry.path.name)
             return False
-        except OSError as error:
-            if error.errno not in {None, errno.EIO}:
-                raise
-            return self._refuse(entry, f"cannot be read: {error}")
-        except Exception as error:
-            # A file from outside can break a parser in any way, and must not hold up the others.
-            return self._refuse(entry, f"cannot be read: {type(error).__name__}: {error}")
-        if str(outcome.dataset.get("PatientID")) in withdrawn:
+        try:
+            parsed = self._parser.object(descriptor, entry.facility)
+        except Unreadable as error:
+            return self._refuse(entry, str(error))
+        finally:
+            os.close(descriptor)
+        if parsed.patient in withdrawn:
             self.progress.withdrawn += 1
             return True
-        held = outcome.held or (f"{len(left)} identifier(s) remained" if left else "")
+        held = parsed.held or (f"{parsed.left} identifier(s) remained" if parsed.left else "")
         if held:
             return self._refuse(entry, f"{HELD_BACK}{held}")
-        return self._stage(entry, outcome, file.getvalue())
+        return self._stage(entry, parsed)
 
-    def _stage(self, entry: Entry, outcome: Outcome, content: bytes) -> bool:
-        names = ("SeriesInstanceUID", "SOPInstanceUID", "StudyInstanceUID", "PatientID")
-        series, sop, study, patient = (str(outcome.dataset[name].value) for name in names)
-        known = self._packed(series)
-        if sop in known:
-            if known[sop] != hashlib.sha256(content).hexdigest():
+    def _open(self, path: Path) -> int:
+        """Open a file of the inbox, with no other rights than the receiver has."""
+        with self._as_receiver():
+            # Whatever has put it there: a pipe would be waited for, a link leads anywhere.
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            try:
+                descriptor = os.open(path, flags)
+            except OSError as error:
+                if error.errno != errno.ELOOP:
+                    raise
+                raise FileNotFoundError(path) from error
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+        raise FileNotFoundError(path)
+
+    def _stage(self, entry: Entry, parsed: Parsed) -> bool:
+        known = self._packed(parsed.series)
+        if parsed.sop in known:
+            if known[parsed.sop] != hashlib.sha256(parsed.content).hexdigest():
                 return self._refuse(entry, "other content under a UID that is in the store already")
             self.progress.again += 1
             return True
-        report = report_of(outcome.dataset)
+        report = parsed.report
         if report is not None and len(normalised(report)) > LONGEST_REPORT:
             return self._refuse(entry, "its report is longer than any that is kept")
-        origin = Origin(entry.facility, outcome.tier)
-        if reason := self._staging.put(series, sop, origin, patient, content):
-            return self._refuse(entry, reason)
+        origin = Origin(entry.facility, parsed.tier)
+        staged = self._staging.put(
+            parsed.series, parsed.sop, origin, parsed.patient, parsed.content
+        )
+        if staged:
+            return self._refuse(entry, staged)
         if report is not None:
-            self._reports.add(study, entry.facility, report, patient_id=patient)
+            self._reports.add(parsed.study, entry.facility, report, patient_id=parsed.patient)
         self.progress.taken += 1
         return True
 

@@ -1,0 +1,169 @@
+"""What a process gives up, for good, before it looks at bytes from outside.
+
+A hole in a parser or a decoder is then a hole into a process that has no right to anything: no
+account that owns something, no files but software, no network, no socket, no other process.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import struct
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kakehashi.errors import StoreError
+from kakehashi.session import landlock, seccomp, syscalls
+from kakehashi.store.authority.accounts import find_account
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+DESCRIPTORS = 64
+"""Files that a confined process may have open at a time."""
+
+# Besides what Python was started with; what is not there is left out.
+_SOFTWARE = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/dev/null", "/dev/urandom")
+_LOAD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06
+_ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | 13
+
+
+@dataclass(frozen=True, slots=True)
+class Walls:
+    """Which of the walls stand that not every machine has.
+
+    Attributes
+    ----------
+    account, network, files, calls : bool
+        An account of its own; an empty network of its own; Landlock; the filter of system calls.
+    """
+
+    account: bool
+    network: bool
+    files: bool
+    calls: bool
+
+    def missing(self) -> list[str]:
+        """Return what is not walled off, in words."""
+        words = {
+            "an account of its own": self.account,
+            "an empty network": self.network,
+            "Landlock": self.files,
+            "a filter of system calls": self.calls,
+        }
+        return [name for name, stands in words.items() if not stands]
+
+
+def confine(account: str | None, *, write: Iterable[str] = (), processes: int = 0) -> Walls:
+    """Give up every right but to compute, and to read software.
+
+    Call it when all that is needed was imported, and before anything from outside was looked at;
+    memory is limited by :func:`limit_memory`.
+
+    Parameters
+    ----------
+    account : str or None
+        Who to be from now on. As another than root, or with None, this process stays who it is.
+    write : iterable of str
+        Folders to write in.
+    processes : int
+        How many threads the account may have besides this one.
+
+    Returns
+    -------
+    Walls
+
+    Raises
+    ------
+    ConfigError
+        There is no such account.
+    StoreError
+        There would be a way back.
+    OSError
+        The kernel refused what every machine has.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # A service manager ends all processes of a service at once; the parent decides for us.
+        signal.signal(number, signal.SIG_IGN)
+    network = _alone_on_the_network()
+    becomes = account is not None and os.geteuid() == 0
+    if becomes and account is not None:
+        _become(account)
+        # Of an account that others use too, the limit would count their processes.
+        resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
+    # A change of account clears what was said about the parent's death before.
+    syscalls.die_with_parent()
+    # What lies in memory is identifiable.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
+    write = tuple(write)
+    if not write:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    syscalls.drop_capabilities()
+    syscalls.no_new_privileges()
+    syscalls.set_dumpable(dumpable=False)
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in range(3):
+        os.dup2(null, standard)
+    os.close(null)
+    software = (*_SOFTWARE, sys.prefix, sys.base_prefix, *filter(os.path.isabs, sys.path))
+    landlock.restrict(landlock.Rules(software, write, (), (), ()))
+    return Walls(becomes, network, landlock.abi() > 0, _filter_calls())
+
+
+def _become(name: str) -> None:
+    """Be an account and nothing else, and see that root cannot be had back."""
+    entry = find_account(name)
+    os.setgroups([])
+    os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
+    os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
+    if entry.pw_uid == 0 or set(os.getresuid()) != {entry.pw_uid}:
+        raise StoreError(f"the account {name!r} is root, or could be again")
+
+
+def _alone_on_the_network() -> bool:
+    try:
+        syscalls.unshare(syscalls.CLONE_NEWNET | syscalls.CLONE_NEWIPC)
+    except OSError:
+        # Root of a container may be refused it. There is no socket to be had in any case.
+        return False
+    return True
+
+
+def _filter_calls() -> bool:
+    try:
+        program = seccomp.build()
+    except OSError:
+        return False  # no table for this machine
+    syscalls.install_filter(program)
+    # A named socket has no network that it belongs to, and anybody may open some of them.
+    refused = syscalls.number("socket")
+    steps = [
+        (_LOAD, 0, 0, 0),
+        (_JUMP_EQUAL, 0, 1, refused),
+        (_RETURN, 0, 0, _REFUSE),
+        (_RETURN, 0, 0, _ALLOW),
+    ]
+    syscalls.install_filter(b"".join(struct.pack("HBBI", *step) for step in steps))
+    return True
+
+
+def memory_in_use() -> int:
+    """Return the bytes of this process's address space."""
+    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - no path of ours
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+
+def limit_memory(now: int, ever: int) -> None:
+    """Have an address space of so many bytes at most, and never more than that.
+
+    Parameters
+    ----------
+    now : int
+        The limit from here on.
+    ever : int
+        What it can be raised to again; it can never be more than it was before.
+    """
+    resource.setrlimit(resource.RLIMIT_AS, (now, ever))
