@@ -51,6 +51,14 @@ def _overlay(dataset):
         (_set(SOPClassUID=uid.ComputedRadiographyImageStorage), "not of a class"),
         (_set(ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"]), "screen"),
         (_set(ImageType=["DERIVED", "SECONDARY", "OTHER", "CT_SOM5 PROT"]), "screen"),
+        (_set(ImageType=["DERIVED", "PRIMARY", "CSA REPORT"]), "screen"),
+        (_set(ImageType=["ORIGINAL", "PRIMARY", "RESULT"]), "screen"),
+        (_set(ImageType=["ORIGINAL", "PRIMARY", "OTHER", "CT_SOM7 PROT"]), "screen"),
+        (_set(ImageType=["DERIVED", "PRIMARY", "CSA-RESULTS"]), "screen"),
+        (_set(ImageType=["DERIVED", "PRIMARY", "EXAM_SUMMARY"]), "screen"),
+        (_set(ImageType=["DERIVED", "PRIMARY", "Screen Save"]), "screen"),
+        (_set(ImageType=["DERIVED", "SECONDARY"]), "position"),
+        (_set(ImageType=["DERIVED", "SECONDARY", "MPR"], ImagePositionPatient=""), "position"),
         (_set(SeriesDescription="Dose Report"), "screen"),
         (_set(SeriesDescription="Patient Protocol"), "screen"),
         (_set(ConversionType="WSD"), "screen"),
@@ -71,7 +79,17 @@ def test_it_is_held(deidentifier, change, reason):
 
 def test_a_plain_image_is_not_held(deidentifier):
     assert outcome(deidentifier, _set()).held is None
-    assert outcome(deidentifier, _set(ImageType=["DERIVED", "SECONDARY", "MPR"])).held is None
+    for values in (["ORIGINAL", "PRIMARY", "CSA RESAMPLED", "PROTON"], ["DERIVED", "PRIMARY"]):
+        assert outcome(deidentifier, _set(ImageType=values)).held is None
+
+
+def test_what_was_computed_and_lies_somewhere_in_the_patient_is_not_held(deidentifier):
+    computed = ["DERIVED", "SECONDARY", "MPR"]
+    place = _set(ImageType=computed, ImagePositionPatient=["1", "2", "3"])
+    assert outcome(deidentifier, place).held is None
+    plane = item(PlanePositionSequence=Sequence([item(ImagePositionPatient=["1", "2", "3"])]))
+    frames = _set(ImageType=computed, PerFrameFunctionalGroupsSequence=Sequence([plane]))
+    assert outcome(deidentifier, frames).held is None
 
 
 def test_an_object_whose_name_cannot_be_read_is_held(deidentifier):

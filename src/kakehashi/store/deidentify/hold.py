@@ -62,27 +62,12 @@ _CAPTURES = frozenset(
 )
 # Parts of the names of SOP classes in whose images text is burned in by custom.
 _BURNED = ("Ultrasound", "Visible Light", "VL ", "Video", "Ophthalmic", "X-Ray Angiographic")
-_SCREENS = frozenset(
-    (
-        "SCREEN SAVE",
-        "SCREEN_SAVE",
-        "SCREENSAVE",
-        "SCREEN CAPTURE",
-        "SCREEN SHOT",
-        "SCREENSHOT",
-        "SECONDARY CAPTURE",
-        "CAPTURE",
-        "SNAPSHOT",
-        "DISPLAY",
-        "PASTED",
-        "REPORT",
-        "PROTOCOL",
-        "CT_SOM5 PROT",
-        "DOSE_INFO",
-        "DOSE INFO",
-        "REF_SURVIEW",
-    )
+# Words of an image type, by themselves or beside others: CT_SOM5 PROT, CSA REPORT.
+_SCREENS = words_of(
+    "screen screensave screenshot capture snapshot display pasted save prot protocol report "
+    "reports result results summary dose print film text graph plot chart refsurview"
 )
+_COMPUTED = ["DERIVED", "SECONDARY"]
 _SCREEN_WORDS = (
     "screen save",
     "screensave",
@@ -118,6 +103,7 @@ _NO_HEAD = re.compile(
     "pancreatichead|headofpancreas|bladderneck|headfirst|coronarysinus|surface|interface"
 )
 (_IMAGE_TYPE,) = tags_of("ImageType")
+(_POSITION,) = tags_of("ImagePositionPatient")
 (_CODE_VALUE,) = tags_of("CodeValue")
 (_CODE_MEANING,) = tags_of("CodeMeaning")
 (_BURNED_IN,) = tags_of("BurnedInAnnotation")
@@ -146,8 +132,9 @@ def hold_reason(node: Node, syntax: str) -> str | None:
     """Say why an object must not go into the store, None if it may.
 
     Held are: what is not a class of our list (CT, MR and PET images; structured reports;
-    what is made from images), captures of screens, images with text burned in or said to
-    have it, colour images, overlays inside the pixel data, objects without a patient id.
+    what is made from images), captures of screens and what a vendor's program shows, computed
+    images without a position, images with text burned in or said to have it, colour images,
+    overlays inside the pixel data, objects without a patient id.
     """
     sop_class = uid.UID(node.text(_SOP_CLASS))
     if sop_class not in PACKABLE | REPORTS | DERIVED:
@@ -171,19 +158,27 @@ def hold_reason(node: Node, syntax: str) -> str | None:
 
 def _picture_reason(node: Node) -> str | None:
     words = _run_together(text for tag in _DESCRIPTIONS for text in node.texts(tag))
-    kinds = {_run_together([value]) for value in node.texts(_IMAGE_TYPE)}
-    captured = kinds & {_run_together([value]) for value in _SCREENS}
+    kinds = node.texts(_IMAGE_TYPE)
     if (
-        captured
+        any(_shows_screen(kind) for kind in kinds)
         or node.texts(_CONVERSION)
         or any(_run_together([word]) in words for word in _SCREEN_WORDS)
     ):
         return "a capture of a screen: text in the pixels may name the patient"
+    if [kind.strip().upper() for kind in kinds[:2]] == _COMPUTED and not any(
+        element.tag == _POSITION and not element.empty for _, element in node.walk()
+    ):
+        return "computed, without a position in the patient: it may be a screen with text in it"
     if (photometric := node.text(_SAMPLES)) and not photometric.startswith("MONOCHROME"):
         return f"a colour image ({photometric}): such pictures have text in them by custom"
     if any(_hidden_overlay(node, group) for group in range(0x6000, 0x6020, 2)):
         return "an overlay inside the pixel data: it may be text, and cannot be taken away"
     return None
+
+
+def _shows_screen(kind: str) -> bool:
+    words = re.split(r"[ \t_\-]+", unicodedata.normalize("NFKC", kind).casefold().strip())
+    return not _SCREENS.isdisjoint((*words, "".join(words)))
 
 
 def _class_reason(sop_class: uid.UID) -> str:
