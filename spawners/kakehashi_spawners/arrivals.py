@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Final, Literal
 
 from jupyterhub.handlers.base import BaseHandler
@@ -15,6 +16,7 @@ from tornado import web
 from tornado.log import app_log
 
 from kakehashi.errors import KakehashiError
+from kakehashi_spawners import i18n
 from kakehashi_spawners.portal import current
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from kakehashi.store.arrivals_summary import ArrivalDay, Arrivals, Quarantined
 
 DAYS: Final = 14
+HELD_BACK: Final = "held back: "
+"""How the store begins the reason of what stands under that heading here."""
 OLD_AFTER: Final = dt.timedelta(minutes=15)
 
 State = Literal["complete", "missing", "nothing", "unlisted", "quiet"]
@@ -137,9 +141,38 @@ class ArrivalsHandler(BaseHandler):  # type: ignore[misc]  # jupyterhub has no t
         table = None if summary is None else lay_out(summary, dt.datetime.now(dt.UTC))
         self.finish(
             await self.render_template(
-                "arrivals.html", summary=summary, table=table, silent=silent, day_count=DAYS
+                "arrivals.html",
+                summary=summary,
+                table=table,
+                silent=silent,
+                day_count=DAYS,
+                reason=reason,
             )
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why something does not go on, and in which language that is said."""
+
+    text: str
+    language: i18n.Language
+
+
+def reason(said: str) -> Reason:
+    """Say the store's reason in the language of the request, as far as the words have it."""
+    text = said.removeprefix(HELD_BACK)
+    key = _reasons().get(text)
+    if key is None:
+        return Reason(text, "en")
+    return Reason(i18n.translate(key), i18n.current_language())
+
+
+@cache
+def _reasons() -> dict[str, str]:
+    """Return the keys of the reasons, by what the store says in English."""
+    words = i18n.catalogue("en")
+    return {words[key]: key for key in words if key.startswith("arrivals.reason-")}
 
 
 def lay_out(summary: Arrivals, now: dt.datetime) -> Table:

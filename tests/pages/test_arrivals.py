@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextvars
 import datetime as dt
 import http.cookiejar
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kakehashi.store.arrivals_summary import Arrivals
-from kakehashi_spawners.arrivals import DAYS, Cell, lay_out
+from kakehashi.store import arrivals_summary
+from kakehashi.store.arrivals_summary import Arrivals, public_reason
+from kakehashi_spawners import i18n
+from kakehashi_spawners.arrivals import DAYS, Cell, Reason, lay_out, reason
 from tests.pages.conftest import Hub, Visit
 from tests.pages.summaries import TODAY, ago, day, nothing, summary
 
@@ -150,6 +155,37 @@ def test_words_of_hospitals_are_escaped_and_what_a_reason_quotes_is_left_out(hub
     assert "cannot be read: ValueError<" in text
     assert "YAMADA" not in text
     assert "19600101" not in text
+
+
+def test_a_reason_is_said_in_the_pages_language_as_far_as_the_words_have_it() -> None:
+    capture = "a secondary capture: text in the pixels may name the patient"
+
+    def said(text: str, language: i18n.Language) -> Reason:
+        def ask() -> Reason:
+            i18n.set_current(i18n.Choice(language, known=True))
+            return reason(text)
+
+        return contextvars.copy_context().run(ask)
+
+    known = Reason(i18n.translate("arrivals.reason-capture", "ja"), "ja")
+    assert said(f"held back: {capture}", "ja") == known
+    assert said(f"held back: {capture}", "en") == Reason(capture, "en")
+    unknown = "cannot be read: ValueError"
+    assert said(unknown, "ja") == Reason(unknown, "en")
+
+
+def test_the_reasons_that_have_words_are_those_that_the_store_gives() -> None:
+    folder = Path(arrivals_summary.__file__).parent
+    source = "".join(path.read_text() for path in sorted(folder.rglob("*.py")))
+    source = re.sub(r'"\s*\n\s*"', "", source)
+    given = source + "".join(
+        source.replace("{name}", f"{level}InstanceUID") for level in ("Series", "Study")
+    )
+    words = i18n.catalogue("en")
+    texts = [words[key] for key in words if key.startswith("arrivals.reason-")]
+    assert len(texts) > 5
+    assert [text for text in texts if text not in given] == []
+    assert [text for text in texts if public_reason(text) != text] == []
 
 
 @pytest.mark.parametrize(("minutes", "old"), [(14, False), (16, True), (-5, False)])

@@ -22,6 +22,7 @@ MADE_UP = (
     r"js\.(reason|result|witness)\..*",
     r"js\.step-(done|current|waiting)",
     r"arrivals\.legend-.*",
+    r"arrivals\.reason-.*",
 )
 
 

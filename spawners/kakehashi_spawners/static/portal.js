@@ -24,6 +24,7 @@
 
   const formats = {
     date: { dateStyle: "long" },
+    shortdate: { dateStyle: "medium" },
     time: { hour: "2-digit", minute: "2-digit", hourCycle: "h23" },
     datetime: { dateStyle: "medium", timeStyle: "short", hourCycle: "h23" },
     monthday: { month: language === "ja" ? "numeric" : "short", day: "numeric" },
