@@ -105,12 +105,12 @@ def _start() -> Demo:
     )  # fmt: skip
     services.start_store(portal)
     hospitals.start_receiver(host)
-    services.start_login(portal)
-    if studies.wait():
-        raise ns.LabError(f"no studies:\n{host.log('hospitals').read_text()[-3000:]}")
+    studies.wait()
     sent = hospitals.send(host)
     # All of it at once, and in the project's view; what comes later is for the running intake.
-    services.kakehashi(host, ["store", "intake", "--once"])
+    taken = hospitals.take_in(host)
+    services.start_login(portal)
+    taken.wait()
     services.kakehashi(host, ["store", "view", "lung-ct"])
     hospitals.start_intake(host)
     ns.save(RUN_DIR, [host], {"url": portal.url, "complete": True, "sent": sent.as_json()})
