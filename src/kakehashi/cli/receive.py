@@ -68,7 +68,7 @@ def _listed(context: typer.Context, config: ConfigOption = DEFAULT_CONFIG) -> No
 @quarantine.command("list")
 def list_(*, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """List what is in quarantine, with the reason."""
-    held = _inbox(config).held.list()
+    held = _mended(config).held.list()
     if as_json:
         _print_json([one.as_json() for one in held])
         return
@@ -83,7 +83,7 @@ def show(
     identifier: Identifier, *, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False
 ) -> None:
     """Show one object: from whom it came, what it says it is, and where its file lies."""
-    held = _inbox(config).held.get(identifier)
+    held = _mended(config).held.get(identifier)
     if as_json:
         _print_json(_details(held))
         return
@@ -94,14 +94,14 @@ def show(
 @quarantine.command()
 def release(identifier: Identifier, *, config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Put an object into the inbox after all, as if it came now."""
-    _inbox(config).release(identifier)
+    _mended(config).release(identifier)
     _print(f"{identifier} is in the inbox")
 
 
 @quarantine.command()
 def discard(identifier: Identifier, *, config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Remove an object for good."""
-    _inbox(config).discard_held(identifier)
+    _mended(config).discard_held(identifier)
     _print(f"{identifier} is gone")
 
 
@@ -159,6 +159,14 @@ def _inbox(path: Path) -> Inbox:
     store = load(path).need_store()
     become(names(store).receiver)
     return Inbox(store.root)
+
+
+def _mended(path: Path) -> Inbox:
+    """Open the inbox, and finish what an earlier command that was cut off left half done."""
+    inbox = _inbox(path)
+    if inbox.held.torn():
+        inbox.mend()
+    return inbox
 
 
 def _details(held: Held) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import fcntl
 import hashlib
+import itertools
 import json
 import os
 from dataclasses import replace
@@ -14,13 +16,14 @@ from hypothesis import strategies as st
 from pydicom import dcmread
 
 from kakehashi.errors import ConfigError, StoreError
-from kakehashi.store.receive import Entry, Inbox, journal
+from kakehashi.store.receive import Entry, ForeignPosition, Inbox, journal
+from kakehashi.store.receive import inbox as inbox_module
 from kakehashi.store.receive.arrivals import Missing, arrivals, expect, read_list
 from kakehashi.store.receive.entry import Receipt, read_receipt
 from kakehashi.store.receive.journal import Journal
 from kakehashi.store.receive.offer import Offer, Verdict
 from kakehashi.store.receive.part import Part
-from kakehashi.store.receive.quarantine import INTERRUPTED
+from kakehashi.store.receive.quarantine import INTERRUPTED, Quarantine
 from kakehashi.store.receive.settings import Receive, Sender
 
 from .conftest import content
@@ -66,7 +69,7 @@ def test_entries_come_in_order_and_after_a_position(inbox):
 
 def test_a_position_of_another_journal_is_refused(inbox):
     receive(inbox, "1.2.1")
-    with pytest.raises(StoreError, match="behind the end"):
+    with pytest.raises(ForeignPosition, match="another journal"):
         list(inbox.entries(after=10**6))
 
 
@@ -480,10 +483,160 @@ def test_a_writer_that_slept_while_files_were_dropped_writes_where_readers_look(
     for number in range(20):
         with busy.held():
             positions += busy.append([{"kind": "again", "number": number}] * 3)
-    with busy.held():
-        busy.drop(positions[-1], set())
+    busy.drop(positions[-1], set())
     assert len(list(tmp_path.glob("*"))) == 2  # the newest file, and the lock
     with sleeper.held():
         (mine,) = sleeper.append([{"kind": "in", "number": 99}])
     assert mine > positions[-1]
     assert [row["number"] for _, row in busy.rows(positions[-1])] == [99]
+
+
+# --- a large backlog, and a journal that is another one ---
+
+
+def parsed(monkeypatch) -> list[bytes]:
+    """Lines of the journal that were read for their values from here on."""
+    lines: list[bytes] = []
+    original = json.loads
+
+    def loads(text, *arguments, **keywords):
+        lines.append(text)
+        return original(text, *arguments, **keywords)
+
+    monkeypatch.setattr(journal.json, "loads", loads)
+    return lines
+
+
+def test_a_large_backlog_is_read_in_batches_and_a_few_times_in_all(inbox, monkeypatch):
+    count = 300
+    receive(inbox, *(f"1.2.{number}" for number in range(count)))
+    inbox = Inbox(inbox.folders.root)
+    lines, position, found = parsed(monkeypatch), 0, []
+    while batch := list(itertools.islice(inbox.entries(position), 10)):
+        inbox.discard(*batch)
+        position = batch[-1].position
+        found += [entry.sop for entry in batch]
+        if len(found) == 10:
+            # The first batch does not wait for the rest to be read.
+            assert len(lines) == 2 * len(batch)
+    for _ in range(20):
+        # Nor does who waits read again and again what was dealt with.
+        assert list(inbox.entries(position)) == []
+    # Row, header of the file, and twice the mark.
+    assert len(lines) <= 4 * count + 20
+    assert found == [f"1.2.{number}" for number in range(count)]
+
+
+def test_what_is_gone_is_known_wherever_one_begins(inbox):
+    receive(inbox, *(f"1.2.{number}" for number in range(6)))
+    entries = list(inbox.entries())
+    assert sops(inbox, entries[3].position) == ["1.2.4", "1.2.5"]
+    other = Inbox(inbox.folders.root)
+    other.discard(entries[4], entries[1])
+    assert sops(inbox, entries[3].position) == ["1.2.5"]
+    assert sops(inbox) == ["1.2.0", "1.2.2", "1.2.3", "1.2.5"]
+    other.discard(entries[0])
+    assert sops(inbox, entries[1].position) == ["1.2.2", "1.2.3", "1.2.5"]
+    assert sops(inbox) == ["1.2.2", "1.2.3", "1.2.5"]
+
+
+def test_while_the_journal_is_read_objects_get_their_places(inbox, monkeypatch):
+    """Trimming reads all of it; a receiver must not wait for that."""
+    monkeypatch.setattr(journal, "ROTATE", 2000)
+    receive(inbox, *(f"1.2.{number}" for number in range(20)))
+    for number in range(20, 30):
+        receive(inbox, f"1.2.{number}")
+    entries = list(inbox.entries())
+    inbox.discard(*entries[:25])
+    other = Inbox(inbox.folders.root)
+    arriving = iter([offer(inbox, f"1.3.{number}") for number in range(5)])
+    inbox.figures.update(inbox.journal)
+    original = journal.json.loads
+
+    def loads(*arguments, **keywords):
+        if (one := next(arriving, None)) is not None:
+            lock = os.open(inbox.folders.journal / ".lock", os.O_RDWR)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.close(lock)
+            assert other.admit([one]) == [Verdict.STORED]
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(journal.json, "loads", loads)
+    inbox.trim(entries[24].position)
+    monkeypatch.undo()
+    assert next(arriving, None) is None
+    assert sops(inbox) == [f"1.2.{n}" for n in range(25, 30)] + [f"1.3.{n}" for n in range(5)]
+
+
+@pytest.mark.parametrize("grown", [0, 200])
+def test_a_position_of_a_lost_journal_is_known_as_that(inbox, grown):
+    """However far the new journal has grown: else all before the position would be passed over."""
+    receive(inbox, "1.2.1", "1.2.2")
+    first, second = inbox.entries()
+    inbox.discard(first)
+    arrivals(inbox, 1)
+    for file in inbox.folders.journal.glob("*.jsonl"):
+        file.unlink()
+    inbox = Inbox(inbox.folders.root)
+    inbox.recover()
+    if grown:
+        receive(inbox, *(f"1.3.{number}" for number in range(grown)))
+    with pytest.raises(ForeignPosition, match="another journal"):
+        list(inbox.entries(after=second.position))
+    assert sops(inbox) == ["1.2.2", *(f"1.3.{number}" for number in range(grown))]
+    (today,) = arrivals(inbox, 1)
+    assert today.received == 2 + grown
+
+
+def test_a_journal_of_an_older_release_goes_on(inbox, monkeypatch):
+    """Its positions began at 0."""
+    receive(inbox, "1.2.1", "1.2.2")
+    (file,) = inbox.folders.journal.glob("*.jsonl")
+    file.rename(file.with_name(f"{0:020}.jsonl"))
+    inbox = Inbox(inbox.folders.root)
+    first, second = inbox.entries()
+    monkeypatch.setattr(journal, "ROTATE", 100)
+    receive(inbox, "1.2.3")
+    assert sops(inbox, second.position) == ["1.2.3"]
+    inbox.discard(first, second)
+    inbox.trim(second.position)
+    assert sops(inbox, second.position) == ["1.2.3"]
+    with pytest.raises(ForeignPosition):
+        list(inbox.entries(second.position + 1))
+
+
+# --- what was interrupted is mended beside a running receiver ---
+
+
+@pytest.mark.parametrize("step", ["sync_folder", "_note", "forget"])
+def test_a_release_that_was_interrupted_is_finished_by_the_next_command(
+    inbox, command, monkeypatch, step
+):
+    inbox.admit([offer(inbox, "1.2.1", b"rubbish"), offer(inbox, "1.2.2", b"rubbish")])
+    first, second = inbox.held.list()
+    (inbox.folders.incoming / "9-9.part").write_bytes(b"still arrives")
+
+    class Killed(BaseException):
+        pass
+
+    def dies(*_):
+        raise Killed
+
+    owner = {"sync_folder": inbox_module, "_note": Inbox, "forget": Quarantine}[step]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, step, dies)
+        with pytest.raises(Killed):
+            inbox.release(first.id)
+    assert [one["id"] for one in json.loads(command("quarantine", "list", "--json"))] == [second.id]
+    assert sops(inbox) == ["1.2.1"]
+    assert len(list(inbox.folders.inbox.iterdir())) == 1
+    # What arrives is the receiver's, and goes on.
+    assert len(list(inbox.folders.incoming.iterdir())) == 1
+
+
+def test_an_object_held_without_its_reason_is_listed_by_the_next_command(inbox, command):
+    inbox.admit([offer(inbox, "1.2.1", b"rubbish")])
+    (held,) = inbox.held.list()
+    held.path.with_suffix(".json").unlink()
+    (listed,) = json.loads(command("quarantine", "list", "--json"))
+    assert (listed["id"], listed["reason"]) == (held.id, INTERRUPTED)

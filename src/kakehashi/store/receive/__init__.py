@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kakehashi.store.receive.entry import Entry as Entry
     from kakehashi.store.receive.inbox import Inbox as Inbox
+    from kakehashi.store.receive.journal import ForeignPosition as ForeignPosition
 
-__all__ = ["Entry", "Inbox"]
+__all__ = ["Entry", "ForeignPosition", "Inbox"]
 
 
 def __getattr__(name: str) -> object:
@@ -27,4 +28,8 @@ def __getattr__(name: str) -> object:
         from kakehashi.store.receive.entry import Entry  # noqa: PLC0415
 
         return Entry
+    if name == "ForeignPosition":
+        from kakehashi.store.receive.journal import ForeignPosition  # noqa: PLC0415
+
+        return ForeignPosition
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from kakehashi.store.layout import locked, replacing
 from kakehashi.store.receive.entry import Receipt
+from kakehashi.store.receive.journal import ForeignPosition
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,16 +72,13 @@ class Figures:
         self._folder = folder
 
     def update(self, journal: Journal) -> None:
-        """Count what stands in the journal and was not counted yet.
-
-        Raises
-        ------
-        StoreError
-            The journal is shorter than what was counted of it.
-        """
+        """Count what stands in the journal and was not counted yet."""
         with locked(self._folder / ".lock", wait=True):
-            counted = self._counted()
-            rows = journal.rows(counted)
+            try:
+                rows = journal.rows(self._counted())
+            except ForeignPosition:
+                # Written anew from what waits in the inbox; an object counts once all the same.
+                rows = journal.rows()
             days: dict[dt.date, tuple[int, dict[str, Day]]] = {}
             for position, row in rows:
                 if row["kind"] not in {"in", "held", "again"}:

@@ -14,7 +14,7 @@ from kakehashi.store.layout import sync_folder
 from kakehashi.store.receive.entry import Entry, Receipt, is_whole, read_receipt
 from kakehashi.store.receive.figures import Figures
 from kakehashi.store.receive.folders import Folders
-from kakehashi.store.receive.journal import Journal, Row
+from kakehashi.store.receive.journal import Journal, Row, Rows
 from kakehashi.store.receive.offer import NO_ROOM, Offer, Verdict
 from kakehashi.store.receive.quarantine import Quarantine
 
@@ -54,6 +54,11 @@ class Inbox:
     def __init__(self, root: Path, *, quarantine_bytes: int = sys.maxsize) -> None:
         self._quarantine_bytes = quarantine_bytes
         self._adrift: set[str] = set()
+        # Positions of entries behind the first that are gone, by marks up to the second.
+        self._gone: set[int] = set()
+        self._gone_from = self._gone_until = 0
+        # Between these positions nothing waits: who has nothing to do looks again and again.
+        self._empty = 0, 0
         self.folders = Folders(root)
         self.folders.make()
         self._inbox, self._incoming = str(self.folders.inbox), str(self.folders.incoming)
@@ -62,7 +67,10 @@ class Inbox:
         self.figures = Figures(self.folders.figures)
 
     def entries(self, after: int = 0) -> Iterator[Entry]:
-        """Yield what waits, in the order in which it came.
+        """Yield what waits, in the order in which it came, as it is asked for.
+
+        An inbox that is asked again and again for what comes next reads each row of the journal
+        a few times in all, however much waits.
 
         Parameters
         ----------
@@ -71,19 +79,29 @@ class Inbox:
 
         Raises
         ------
-        StoreError
-            The position is not of this journal.
+        ForeignPosition
+            The position is not of this journal: begin at 0. What was taken over is not there
+            any more.
         """
         rows = self.journal.rows(after)
-        gone = _gone(rows)
-        for position, row in rows:
-            if row["kind"] == IN and position not in gone:
-                receipt = Receipt.from_json(row)
-                yield Entry(
-                    **{name: getattr(receipt, name) for name in Receipt.__slots__},
-                    position=position,
-                    path=self.folders.inbox / receipt.name,
-                )
+        gone = self._gone_behind(rows)
+        empty, until = self._empty
+        last = max(after, until) if empty == after and until <= rows.end else after
+        found = False
+        for position, row in rows.having("", last):
+            if row["kind"] != IN or position in gone:
+                last = position
+                continue
+            if not found:
+                found, self._empty = True, (after, last)
+            receipt = Receipt.from_json(row)
+            yield Entry(
+                **{name: getattr(receipt, name) for name in Receipt.__slots__},
+                position=position,
+                path=self.folders.inbox / receipt.name,
+            )
+        if not found:
+            self._empty = after, rows.end
 
     def discard(self, *entries: Entry) -> None:
         """Remove objects that were taken over; those that are gone already are left aside."""
@@ -149,13 +167,16 @@ class Inbox:
         Files with rows of objects that still wait stay. Figures are kept.
         """
         self.figures.update(self.journal)
-        with self.journal.held():
-            rows = self.journal.rows(held=True)
-            gone = _gone(rows)
-            alive = {at for at, row in rows if row["kind"] == IN and at not in gone}
-            # No file whose row goes may come back after a power cut as one that was never taken.
-            sync_folder(self.folders.inbox)
-            self.journal.drop(position, alive)
+        alive: set[int] = set()
+        # What is noted meanwhile can only end the wait of more of them.
+        for at, row in self.journal.rows():
+            if "of" in row:
+                alive.discard(int(row["of"]))
+            elif row["kind"] == IN and at <= position:
+                alive.add(at)
+        # No file whose row goes may come back after a power cut as one that was never taken.
+        sync_folder(self.folders.inbox)
+        self.journal.drop(position, alive)
 
     def admit(self, offers: Sequence[Offer]) -> list[Verdict]:
         """Give sealed objects their places; all is durable on return.
@@ -203,11 +224,16 @@ class Inbox:
         """
         for path in self.folders.incoming.iterdir():
             path.unlink()
+        self.mend()
+
+    def mend(self) -> None:
+        """Finish what another run than the receiver's left half done; it may run meanwhile."""
         with self.journal.held():
             self.journal.mend()
             self.held.mend()
             alive: dict[str, tuple[int, Receipt]] = {}
             over: dict[str, Receipt] = {}
+            there = {path.name for path in self.folders.inbox.iterdir()}
             for position, row in self.journal.rows(held=True):
                 if row["kind"] == IN:
                     receipt = Receipt.from_json(row)
@@ -215,8 +241,9 @@ class Inbox:
                 elif "of" in row:
                     name = str(row["name"])
                     if name in alive and alive[name][0] == row["of"]:
-                        over[name] = alive.pop(name)[1]
-            there = {path.name for path in self.folders.inbox.iterdir()}
+                        receipt = alive.pop(name)[1]
+                        if name in there:
+                            over[name] = receipt
             rows = [self._missing(*alive[name]) for name in sorted(alive.keys() - there)]
             for name in sorted(there - alive.keys()):
                 path = self.folders.inbox / name
@@ -226,6 +253,19 @@ class Inbox:
                     rows += self._adopt(path)
             self._note(rows)
             sync_folder(self.folders.inbox)
+
+    def _gone_behind(self, rows: Rows) -> set[int]:
+        """Return positions of the entries among some rows, to the journal's end, that are gone.
+
+        A mark stands behind its entry, so those that were read once need not be read again.
+        """
+        if rows.after < self._gone_from or rows.end < self._gone_until:
+            self._gone, self._gone_until = set(), rows.after
+        unread = max(self._gone_until, rows.after)
+        self._gone |= {int(row["of"]) for _, row in rows.having("of", unread) if "of" in row}
+        self._gone = {one for one in self._gone if one > rows.after}
+        self._gone_from, self._gone_until = rows.after, rows.end
+        return self._gone
 
     def _withdraw(self, named: Iterable[str]) -> None:
         """Take back the names of what could not be noted."""
@@ -291,10 +331,6 @@ def _row(kind: str, receipt: Receipt) -> Row:
 def _mark(kind: str, receipt: Receipt, position: int) -> Row:
     """Return a row that ends the wait of an entry."""
     return {"kind": kind, "of": position, "name": receipt.name}
-
-
-def _gone(rows: Iterable[tuple[int, Row]]) -> set[int]:
-    return {int(row["of"]) for _, row in rows if "of" in row}
 
 
 def _content(path: Path) -> tuple[int, str] | None:

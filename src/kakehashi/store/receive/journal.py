@@ -1,7 +1,9 @@
 """The record of what happened to objects: appended by many processes, never changed.
 
-A position is the number of bytes ever written before the end of a line, so a reader finds its
-place at once, and a file is named by the position at which it begins.
+A position is that of the end of a line, so a reader finds its place at once. A file is named by
+the position at which it begins: microseconds since 1970, or the end of the file before it where
+that is more. No journal grows by a megabyte a second for long, so positions of a journal that was
+lost lie before all of the next one.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ import itertools
 import json
 import logging
 import os
+import time
 import zlib
+from bisect import bisect
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +24,7 @@ from kakehashi.errors import StoreError
 from kakehashi.store.layout import sync_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
 ROTATE = 16 << 20
@@ -30,6 +34,10 @@ _SUFFIX = ".jsonl"
 _LOG = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+
+
+class ForeignPosition(StoreError):  # noqa: N818 - the name that the intake was promised
+    """A position is of another journal; whoever had it begins again at 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +57,35 @@ class Rows:
     end: int
 
     def __iter__(self) -> Iterator[tuple[int, Row]]:
-        for start, path in self.files:
-            with path.open("rb") as file:
-                position = start + file.seek(max(self.after - start, 0))
+        return self.having("", self.after)
+
+    def having(self, key: str, after: int) -> Iterator[tuple[int, Row]]:
+        """Yield the rows behind a position that have a key; others cost next to nothing.
+
+        Parameters
+        ----------
+        key : str
+            Any row has the empty one.
+        after : int
+            Not before that of all these rows.
+        """
+        wanted = f'"{key}":'.encode() if key else b""
+        for number, (start, path) in enumerate(self.files):
+            if number + 1 < len(self.files) and self.files[number + 1][0] <= after:
+                continue
+            try:
+                file = path.open("rb")
+            except FileNotFoundError:
+                # Dropped meanwhile, so nothing in it is of any use.
+                continue
+            with file:
+                position = start + file.seek(max(after - start, 0))
                 for line in file:
                     position += len(line)
                     if position > self.end:
                         return
+                    if wanted not in line:
+                        continue
                     row = _parse(line)
                     if row is None:
                         _LOG.warning("%s: damaged before byte %d", path, position - start)
@@ -134,40 +164,37 @@ class Journal:
 
         Raises
         ------
-        StoreError
-            The position lies behind the journal's end: it is not of this journal.
+        ForeignPosition
+            The position is neither 0 nor one of this journal.
         """
         with nullcontext() if held else self._locked(fcntl.LOCK_SH):
             files, end = self._durable()
-        if after > end:
-            raise StoreError(
-                f"position {after} lies behind the end ({end}) of the journal in {self._folder}; "
+        newest = bisect([start for start, _ in files], after) - 1
+        if after and not (newest >= 0 and after <= _end(files, newest, end)):
+            raise ForeignPosition(
+                f"position {after} is none of the journal in {self._folder}, which ends at {end}; "
                 "it is from another journal, or the journal is an older copy. Begin again at 0"
             )
-        stops = [*(start for start, _ in files), end][1:]
-        return Rows(
-            tuple(
-                (start, path)
-                for (start, path), stop in zip(files, stops, strict=True)
-                if stop > after
-            ),
-            after,
-            end,
-        )
+        return Rows(tuple(files[max(newest, 0) :]), after, end)
 
-    def drop(self, position: int, alive: set[int]) -> None:
-        """Remove files that lie wholly before a position; the lock must be held.
+    def drop(self, position: int, alive: Collection[int]) -> None:
+        """Remove files that lie wholly before a position; takes the lock, for that alone.
 
         Parameters
         ----------
         position : int
-        alive : set of int
+        alive : collection of int
             Positions of rows that must stay; their files do.
         """
-        files = self._files()
-        for (start, path), (stop, _) in itertools.pairwise(files):
-            if stop <= position and not any(start < one <= stop for one in alive):
-                path.unlink()
+        staying = sorted(alive)
+        dead = [
+            path
+            for (start, path), (stop, _) in itertools.pairwise(self._files())
+            if stop <= position and bisect(staying, start) == bisect(staying, stop)
+        ]
+        with self.held():
+            for path in dead:
+                path.unlink(missing_ok=True)
 
     @contextmanager
     def _locked(self, kind: int) -> Iterator[None]:
@@ -205,9 +232,9 @@ class Journal:
                 return self._descriptor, status.st_size
         # Others rotate, and drop, too: the newest that is there, and only behind it a new one.
         files = self._files()
-        self._open(files[-1][0] if files else 0)
+        self._open(files[-1][0] if files else _now())
         while (size := os.fstat(self._descriptor).st_size) >= ROTATE:
-            self._open(self._start + size)
+            self._open(max(self._start + size, _now()))
         return self._descriptor, size
 
     def _open(self, start: int) -> None:
@@ -223,6 +250,16 @@ class Journal:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def _now() -> int:
+    return time.time_ns() // 1000
+
+
+def _end(files: Sequence[tuple[int, Path]], number: int, end: int) -> int:
+    """Return the position of the end of a file."""
+    start, path = files[number]
+    return end if number + 1 == len(files) else start + path.stat().st_size
 
 
 def _line(row: Row) -> bytes:

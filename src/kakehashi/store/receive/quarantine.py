@@ -140,6 +140,11 @@ class Quarantine:
         held.path.with_suffix(_SIDECAR).unlink()
         sync_folder(self._folder)
 
+    def torn(self) -> bool:
+        """Say whether a run ended in the midst of a change, or is in the midst of one."""
+        names = {path.stem for path in self._folder.glob(f"*{_OBJECT}")}
+        return names != {path.stem for path in self._folder.glob(f"*{_SIDECAR}")}
+
     def mend(self) -> None:
         """Finish what a run left half done."""
         for path in self._folder.glob("*.part"):
