@@ -155,7 +155,7 @@ class SeriesFacts:
     flags : tuple of str
         ``tilted``, ``uneven-spacing``, ``single-slice``, ``spaced-slices``,
         ``overlapping-slices`` (distance against Slice Thickness), ``repeated-volume``, ``lossy``,
-        ``synthetic``.
+        ``synthetic``; ``incomplete``, ``incomplete-study`` (fewer objects came than were stated).
     """
 
     series_uid: str
@@ -365,6 +365,13 @@ class Catalogue:
         """Add a series that is not there yet."""
         with self.transaction() as connection:
             connection.execute(sa.insert(_SERIES).values(**_values(row)))
+            _note_changes(connection, [row.series_uid])
+
+    def replace_series(self, row: Series) -> None:
+        """Put a row in the place of the one that a series has."""
+        same = _SERIES.c.series_uid == row.series_uid
+        with self.transaction() as connection:
+            connection.execute(sa.update(_SERIES).where(same).values(**_values(row)))
             _note_changes(connection, [row.series_uid])
 
     def changes(self) -> list[str]:

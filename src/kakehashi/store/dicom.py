@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
 UID = re.compile(r"[0-9][0-9.]{0,63}")
 PIXEL_DATA = 0x7FE00010
 
@@ -108,6 +110,10 @@ class Instance:
         if hashlib.sha256(raw).hexdigest() != self.sha256:
             raise PackError(f"{self.path} changed while it was being read")
         return raw
+
+    def stored(self, frame: int) -> NDArray[Any] | None:  # noqa: ARG002 - for kinds that know it
+        """Return a frame's stored values where they are there without decoding, else None."""
+        return None
 
     def pixel_bytes(self) -> bytes:
         """Return the value of the pixel data, as it stands in the file."""

@@ -67,6 +67,10 @@ class Frames:
             The pixel data cannot be decoded, or hold data in bits that are not theirs.
         """
         instance = self._instances[plane.instance]
+        if (known := instance.stored(plane.frame)) is not None:
+            if (known.shape, known.dtype) != ((expected.rows, expected.columns), expected.dtype):
+                raise PackError(f"the pack in the store holds other frames than {instance.sop} has")
+            return known
         if frames_of(instance.dataset) == 1:
             return _decode(pydicom.dcmread(io.BytesIO(instance.raw())), plane, expected)
         # It may be large: it is read once, and decoded by one at a time.

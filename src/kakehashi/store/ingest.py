@@ -3,6 +3,10 @@
 Each series is complete or not there at all: the pack is written under another name, made
 durable, renamed, and only then gets its row. So an interrupted run is repeated without
 harm, and what is in the store already is left alone.
+
+New images of a series that is packed already are packed with it anew, into what packing all of
+them at once had given. Until its row names the new pack, the old one counts; a run that was cut
+off in between is mended by the next one that meets the series.
 """
 
 from __future__ import annotations
@@ -10,7 +14,8 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,23 +25,23 @@ from kakehashi.store.catalogue import Catalogue, Kept, Series, SeriesFacts, now
 from kakehashi.store.dicom import (
     UID,
     Instance,
-    attribute,
     foreign,
     read_head,
-    read_instance,
     references_of,
-    refusal,
     tolerant,
 )
+from kakehashi.store.found import Found, sha256_of, text_of, uid_of
 from kakehashi.store.layout import (
     PART,
     Layout,
+    block_hashes,
     blocks_path,
     give_to_group,
     locked,
     replacing,
 )
 from kakehashi.store.pack import PackInfo, pack_instances
+from kakehashi.store.repack import packed_instances
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -45,6 +50,14 @@ if TYPE_CHECKING:
 
     from kakehashi.config import StoreHost
 
+
+INCOMPLETE = "incomplete"
+"""Flag of a series of which fewer objects came than they themselves say there are."""
+
+INCOMPLETE_STUDY = "incomplete-study"
+"""Flag of a series of a study of which fewer objects came than were stated."""
+
+_OTHER_HOSPITAL = "its series is in the store already, and came from another hospital"
 
 # What came from outside may break a decoder in many ways, and must not hold up the others.
 _DECODING = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
@@ -97,9 +110,11 @@ class AddReport:
     Attributes
     ----------
     packed : list of Series
-        New in the catalogue.
+        New in the catalogue, or packed anew.
+    short : dict of str to str
+        Of those of them that are not whole, how many objects of how many there are.
     unchanged : list of str
-        SeriesInstanceUIDs that were there already, of which some files came again.
+        SeriesInstanceUIDs that were there already, of which nothing new could be packed.
     kept : list of Kept
         What could not be packed, with the reason; also what had been kept before.
     withdrawn : list of Path
@@ -109,6 +124,7 @@ class AddReport:
     """
 
     packed: list[Series] = field(default_factory=list)
+    short: dict[str, str] = field(default_factory=dict)
     unchanged: list[str] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
     withdrawn: list[Path] = field(default_factory=list)
@@ -122,6 +138,7 @@ def add(
     progress: Progress | None = None,
     *,
     origin: Origin = Origin(),
+    study_short: bool | None = None,
 ) -> AddReport:
     """Take files into the store.
 
@@ -135,6 +152,8 @@ def add(
     progress : Progress, optional
     origin : Origin, optional
         From where the files are, and who may have them.
+    study_short : bool, optional
+        Whether fewer objects of the files' study came than were stated; as before by default.
 
     Returns
     -------
@@ -155,18 +174,32 @@ def add(
             for folder in (layout.packs, layout.kept_folder):
                 for stale in folder.glob(f"*/*{PART}"):
                     stale.unlink()
-            return _Run(store, layout, catalogue, progress or _Silent(), origin).add(sources)
+            run = _Run(
+                store,
+                layout,
+                catalogue,
+                progress or _Silent(),
+                origin=origin,
+                study_short=study_short,
+            )
+            return run.add(sources)
     except OSError as error:
         raise StoreError(
             f"{error.filename}: {error.strerror}; nothing half done is left"
         ) from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Broken:
-    path: Path
-    reason: str
-    sop: str
+def study_is_whole(store: StoreHost, catalogue: Catalogue, study_uid: str) -> list[Series]:
+    """Take :data:`INCOMPLETE_STUDY` from all series of a study; return the rows that changed."""
+    with locked(Layout(store.root).packs / ".lock", wait=True):
+        changed = [
+            replace(row, flags=tuple(flag for flag in row.flags if flag != INCOMPLETE_STUDY))
+            for row in catalogue.list_series(study=study_uid)
+            if INCOMPLETE_STUDY in row.flags
+        ]
+        for row in changed:
+            catalogue.replace_series(row)
+    return changed
 
 
 class _Run:
@@ -178,9 +211,12 @@ class _Run:
         layout: Layout,
         catalogue: Catalogue,
         progress: Progress,
+        *,
         origin: Origin,
+        study_short: bool | None,
     ) -> None:
         self._origin = origin
+        self._study_short = study_short
         self._group = f"{store.account_prefix}view"
         self._layout = layout
         self._catalogue = catalogue
@@ -195,7 +231,7 @@ class _Run:
         paths = list(self._files(sources))
         for done, path in enumerate(paths, start=1):
             head = read_head(path)
-            if _text(head, "PatientID") in self._withdrawn:
+            if text_of(head, "PatientID") in self._withdrawn:
                 self._report.withdrawn.append(path)
                 self._progress.files(done, len(paths))
                 continue
@@ -230,38 +266,98 @@ class _Run:
     def _again(self, row: Series, paths: list[Path]) -> None:
         """Deal with files of a series that is in the store."""
         with FileReader(self._layout.absolute(row.path)) as reader:
-            there = {entry["sha256"] for entry, _ in open_pack(reader).original_headers()}
+            there = {one["sop"]: one["sha256"] for one, _ in open_pack(reader).original_headers()}
+        known = frozenset(there.values())
+        late = []
         for path in paths:
-            if _sha256(path) in there:
+            if sha256_of(path) in known:
                 continue
-            self._keep(
-                path,
-                "the series is in the store already, and this file is not one of those that "
-                "were packed: other content under the same UID is refused",
-            )
-        self._report.unchanged.append(row.series_uid)
+            if uid_of(read_head(path), "SOPInstanceUID") in there:
+                self._keep(
+                    path,
+                    "the series is in the store already, and this file is not one of those that "
+                    "were packed: other content under the same UID is refused",
+                )
+            elif row.facility != self._origin.facility:
+                self._keep(path, _OTHER_HOSPITAL)
+            else:
+                late.append(path)
+        before = len(self._report.packed)
+        if late or not self._is_level(row):
+            self._pack(row.series_uid, late, row)
+        else:
+            self._drop_kept(known)
+        if len(self._report.packed) == before:
+            self._report.unchanged.append(row.series_uid)
 
-    def _pack(self, series: str, paths: list[Path]) -> None:
-        earlier = list(self._earlier(series))
-        tier = max([self._origin.tier, *(kept.tier for kept, _ in earlier)])
-        good, broken, odd = _sort_out([*paths, *(path for _, path in earlier)])
+    def _is_level(self, row: Series) -> bool:
+        """Say whether the pack is the one that its row names, by the looks of it."""
+        pack = self._layout.absolute(row.path)
+        hashes = hashlib.sha256(blocks_path(pack).read_bytes()).hexdigest()
+        return pack.stat().st_size == row.size and hashes == row.blocks
+
+    def _pack(self, series: str, paths: list[Path], row: Series | None = None) -> None:
+        """Pack a series; if it has a row, with what is in its pack."""
+        with ExitStack() as stack:
+            old: list[Instance] = []
+            reason = None
+            if row is not None:
+                try:
+                    self._check(row)
+                    old += stack.enter_context(packed_instances(self._layout.absolute(row.path)))
+                except (PackError, StoreError) as error:
+                    reason = str(error)
+            packed = {instance.sop for instance in old}
+            earlier = [one for one in self._earlier(series) if one[0].sop_uid not in packed]
+            found = Found.of([*paths, *(path for _, path in earlier)], old)
+            if reason is None:
+                tier = max(self._origin.tier, *(kept.tier for kept, _ in earlier), 1)
+                reason = self._try(found, series, tier, row)
+            if reason is not None and old and earlier and paths:
+                # What waits beside a pack must not keep others out of it.
+                new = Found.of(paths, old)
+                if self._try(new, series, self._origin.tier, row) is None:
+                    found, reason = new, None
+        odd = list(found.odd)
+        if reason is not None:
+            if row is not None:
+                reason = f"the series is in the store without it: {reason}"
+            if found.short:
+                reason = f"{reason}; {found.short} came"
+            odd += [(instance.path, reason) for instance in found.good]
+            odd += [(item.path, item.reason) for item in found.broken]
+        for path, why in odd:
+            self._keep(path, why)
+
+    def _check(self, row: Series) -> None:
+        """Refuse to go on with a pack that is damaged.
+
+        It may be newer than its row, or older than its hashes, where a run was cut off.
+        """
+        pack = self._layout.absolute(row.path)
+        actual = hashlib.sha256(block_hashes(pack)).hexdigest()
+        said = hashlib.sha256(blocks_path(pack).read_bytes()).hexdigest()
+        if actual not in {row.blocks, said}:
+            raise StoreError("its pack is damaged; restore it from a backup and add this again")
+
+    def _try(self, found: Found, series: str, tier: int, row: Series | None) -> str | None:
+        """Pack and enter a series, or return why that cannot be."""
+        if found.unreadable:
+            return found.unreadable
+        if row is not None:
+            tier = max(tier, row.tier)
+            if not found.good and self._is_level(row):
+                return None  # nothing of it belongs into the pack
         out = self._layout.pack(series)
         self._folder(out.parent)
-        reason = _unreadable(broken, len(good))
-        if reason is None:
-            try:
-                info = pack_instances(good, out, on_slice=self._progress.slices)
-            except PackError as error:
-                reason = str(error)
-            except _DECODING as error:
-                reason = f"cannot be packed: {type(error).__name__}"
-            else:
-                self._enter(info, out, tier)
-        if reason is not None:
-            odd += [(instance.path, reason) for instance in good]
-            odd += [(item.path, item.reason) for item in broken]
-        for path, reason in odd:
-            self._keep(path, reason)
+        try:
+            info = pack_instances([*found.old, *found.good], out, on_slice=self._progress.slices)
+        except PackError as error:
+            return str(error)
+        except _DECODING as error:
+            return f"cannot be packed: {type(error).__name__}"
+        self._enter(info, out, tier, row, found.short)
+        return None
 
     def _folder(self, folder: Path) -> None:
         """Make a folder of packs, which the catalogue service may enter and nobody else."""
@@ -273,14 +369,23 @@ class _Run:
         """Yield images that came earlier and were kept: with what came now it may be whole."""
         for kept in self._catalogue.kept_of_series(series):
             path = self._layout.absolute(kept.path)
+            if kept.reason == _OTHER_HOSPITAL:
+                continue
             head = read_head(path) if path.is_file() else None
             if head is not None and foreign(head) is None:
                 yield kept, path
 
-    def _enter(self, info: PackInfo, out: Path, tier: int) -> None:
+    def _enter(
+        self, info: PackInfo, out: Path, tier: int, before: Series | None, short: str
+    ) -> None:
         for path in (out, blocks_path(out)):
             give_to_group(path, self._group)
         facts = {slot: getattr(info.facts, slot) for slot in SeriesFacts.__slots__}
+        study_short = self._study_short
+        if study_short is None:
+            study_short = before is not None and INCOMPLETE_STUDY in before.flags
+        lacking = {INCOMPLETE: bool(short), INCOMPLETE_STUDY: study_short}
+        facts["flags"] += tuple(flag for flag, holds in lacking.items() if holds)
         row = Series(
             **facts,
             facility=self._origin.facility,
@@ -290,19 +395,28 @@ class _Run:
             blocks=info.blocks,
             added_at=now(),
         )
-        self._catalogue.add_series(row)
+        if before is None:
+            self._catalogue.add_series(row)
+        else:
+            self._catalogue.replace_series(row)
         self._report.packed.append(row)
-        for gone in self._catalogue.drop_kept(info.sources.values()):
+        if short:
+            self._report.short[row.series_uid] = short
+        self._drop_kept(info.sources.values())
+
+    def _drop_kept(self, sha256: Iterable[str]) -> None:
+        """Let go of kept objects that are in a pack."""
+        for gone in self._catalogue.drop_kept(sha256):
             self._layout.absolute(gone.path).unlink(missing_ok=True)
 
     def _keep(self, path: Path, reason: str) -> None:
         content = path.read_bytes()
         sha256 = hashlib.sha256(content).hexdigest()
         head = read_head(path)
-        sop = _uid(head, "SOPInstanceUID")
+        sop = uid_of(head, "SOPInstanceUID")
         known = self._catalogue.kept(sha256)
         target = self._layout.absolute(known.path) if known else self._layout.kept(sop, sha256)
-        if target.exists() and _sha256(target) != sha256:
+        if target.exists() and sha256_of(target) != sha256:
             target = target.with_name(f"{target.stem}.{sha256[:16]}.dcm")
         if not target.exists():
             target.parent.mkdir(mode=0o750, exist_ok=True)
@@ -311,11 +425,11 @@ class _Run:
         row = Kept(
             sha256=sha256,
             sop_uid=sop,
-            series_uid=_uid(head, "SeriesInstanceUID"),
-            study_uid=_uid(head, "StudyInstanceUID"),
-            patient_id=_text(head, "PatientID"),
+            series_uid=uid_of(head, "SeriesInstanceUID"),
+            study_uid=uid_of(head, "StudyInstanceUID"),
+            patient_id=text_of(head, "PatientID"),
             tier=max(self._origin.tier, known.tier if known else 1),
-            modality=_text(head, "Modality"),
+            modality=text_of(head, "Modality"),
             reason=reason,
             path=self._layout.relative(target),
             size=len(content),
@@ -329,10 +443,10 @@ class _Run:
         if head is None:
             return ()
         series, instances = references_of(head)
-        study = _uid(head, "StudyInstanceUID")
+        study = uid_of(head, "StudyInstanceUID")
         if not series and instances and study:
             series = self._series_with(instances, study)
-        own = _uid(head, "SeriesInstanceUID")
+        own = uid_of(head, "SeriesInstanceUID")
         return tuple(sorted(uid for uid in series - {own or ""} if UID.fullmatch(uid)))
 
     def _series_with(self, instances: set[str], study: str) -> set[str]:
@@ -352,57 +466,3 @@ def _below(source: Path) -> Iterator[Path]:
     for folder, folders, names in os.walk(source):
         folders.sort()
         yield from (Path(folder, name) for name in sorted(names))
-
-
-def _unreadable(broken: list[_Broken], good: int) -> str | None:
-    if not broken:
-        return None
-    return (
-        f"{len(broken)} of {len(broken) + good} images of the series cannot be read; send them "
-        f"again ({broken[0].reason})"
-    )
-
-
-def _sort_out(
-    paths: list[Path],
-) -> tuple[list[Instance], list[_Broken], list[tuple[Path, str]]]:
-    """Divide a series' files into readable images, broken ones, and those not to be packed.
-
-    Of equal files only one remains. A broken file whose image came intact too does no harm:
-    it goes with those not to be packed.
-    """
-    good: dict[str, Instance] = {}
-    broken: dict[str, _Broken] = {}
-    odd: dict[str, tuple[Path, str]] = {}
-    for path in paths:
-        try:
-            instance = read_instance(path)
-        except PackError as error:
-            sop = _uid(read_head(path), "SOPInstanceUID") or ""
-            broken.setdefault(_sha256(path), _Broken(path, str(error), sop))
-            continue
-        if reason := refusal(instance.dataset):
-            odd.setdefault(instance.sha256, (path, reason))
-        else:
-            good.setdefault(instance.sha256, instance)
-    intact = {instance.sop for instance in good.values()}
-    harmless = [(item.path, item.reason) for item in broken.values() if item.sop in intact]
-    return (
-        list(good.values()),
-        [item for item in broken.values() if item.sop not in intact],
-        [*odd.values(), *harmless],
-    )
-
-
-def _text(head: pydicom.Dataset | None, name: str) -> str | None:
-    return None if head is None else str(attribute(head, name) or "") or None
-
-
-def _uid(head: pydicom.Dataset | None, name: str) -> str | None:
-    value = _text(head, name) or ""
-    return value if UID.fullmatch(value) else None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -77,11 +77,19 @@ class PackInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class _Series:
-    """Everything but the pixels."""
+class Arranged:
+    """A series of which everything is known but the pixels.
+
+    Attributes
+    ----------
+    volumes : list of Volume
+    instances : list of Instance
+        What the planes of the volumes count.
+    frames : Frames
+    """
 
     volumes: list[Volume]
-    instances: list[Instance]  # what the planes count
+    instances: list[Instance]
     frames: Frames
 
     @property
@@ -90,6 +98,7 @@ class _Series:
         return [self.instances[index] for index in _used(*self.volumes)]
 
     def of(self, volume: Volume) -> list[str]:
+        """Return the SOPInstanceUIDs of a volume, in the order of their first slice."""
         return [self.instances[index].sop for index in _used(volume)]
 
 
@@ -133,7 +142,7 @@ def pack_instances(
 ) -> PackInfo:
     """Pack instances that were read already; see :func:`pack_series`."""
     with tolerant(), _damage_refused():
-        series = _arrange(instances)
+        series = arrange(instances)
         members = _dicom_members(series.in_order)
         first = series.in_order[0].dataset
         facts = describe(first, [volume.grid for volume in series.volumes])
@@ -169,7 +178,14 @@ def _damage_refused() -> Iterator[None]:
         ) from error
 
 
-def _arrange(instances: Sequence[Instance]) -> _Series:
+def arrange(instances: Sequence[Instance]) -> Arranged:
+    """Find the volumes of a series; the order of its instances decides nothing.
+
+    Raises
+    ------
+    PackError
+        They are not one series, or not volumes of one grid each.
+    """
     if not instances:
         raise PackError("no images")
     for instance in instances:
@@ -189,7 +205,7 @@ def _arrange(instances: Sequence[Instance]) -> _Series:
         raise PackError("two files have the same SOPInstanceUID and other content")
     # In an order of their own, so that the order in which they came decides nothing.
     ordered = sorted(instances, key=lambda instance: instance.sop)
-    return _Series(volumes=divide(ordered), instances=ordered, frames=Frames(ordered))
+    return Arranged(volumes=divide(ordered), instances=ordered, frames=Frames(ordered))
 
 
 def _rescale(volume: Volume) -> Rescale:
@@ -202,7 +218,7 @@ def _rescale(volume: Volume) -> Rescale:
 
 def _write(
     file: BinaryIO,
-    series: _Series,
+    series: Arranged,
     members: tuple[bytes, bytes],
     on_slice: Callable[[int, int], None],
 ) -> bool:
@@ -219,12 +235,12 @@ def _write(
 
 def _write_members(
     writer: ZipWriter,
-    series: _Series,
+    series: Arranged,
     members: tuple[bytes, bytes],
     on_slice: Callable[[int, int], None],
 ) -> bool:
     arrays = []
-    zarr.create_group(writer, zarr_format=3, attributes=_attributes(series))
+    zarr.create_group(writer, zarr_format=3, attributes=attributes_of(series))
     for index, volume in enumerate(series.volumes):
         path = volume_path(index)
         if index == 1:
@@ -341,7 +357,8 @@ def _halved(image: NDArray[Any]) -> NDArray[Any]:
     return np.rint(mean).astype(image.dtype)
 
 
-def _attributes(series: _Series) -> dict[str, Any]:
+def attributes_of(series: Arranged) -> dict[str, Any]:
+    """Return the attributes of a pack's root group; they say where each instance's slices are."""
     first, *others = series.volumes
     attributes = {
         "pack": VOLUMES_VERSION if others else PACK_VERSION,
@@ -363,7 +380,7 @@ def _attributes(series: _Series) -> dict[str, Any]:
     return {"ome": _multiscales(_uid(series), first), "kakehashi": attributes}
 
 
-def _uid(series: _Series) -> str:
+def _uid(series: Arranged) -> str:
     return str(series.in_order[0].dataset.SeriesInstanceUID)
 
 
