@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from kakehashi.store.deidentify.actions import tags_of
-from kakehashi.store.deidentify.content import is_number_of_person
+from kakehashi.store.deidentify.content import is_identifier
 from kakehashi.store.deidentify.dates import day_of, shift_date
 from kakehashi.store.deidentify.names import Names
 from kakehashi.store.deidentify.tree import Node, readings_of
@@ -91,7 +91,7 @@ def collect(node: Node) -> Collected:
                 ids.update(item.texts(_CODE))
             elif element.tag in _PLACE_CODES:
                 places.update(item.texts(_MEANING))
-            elif is_number_of_person(item):
+            elif is_identifier(item):
                 ids.update(item.texts(_TEXT))
     found = {text[:8] for text in days if day_of(text[:8])}
     return Collected(

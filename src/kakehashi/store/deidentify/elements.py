@@ -164,7 +164,9 @@ class Elements:
         elif action is Action.CODE:
             done = [self._code(tag, text, node) for text in texts]
         else:
-            one = self._each[action]
+            one = self._each[
+                Action.DEVICE if action is Action.REPORT and content.is_device(node) else action
+            ]
             done = [one(text, vr) for text in texts]
         if not any(done):
             done = [_DUMMY] if tag in _REQUIRED else []
