@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from kakehashi.errors import StoreError
 from kakehashi.store.catalogue import now
-from kakehashi.store.fsckchecks import Checks, Finding
+from kakehashi.store.fsckchecks import Checks
+from kakehashi.store.fsckfinding import Finding
 from kakehashi.store.layout import (
     Layout,
     block_hashes,
@@ -64,7 +65,8 @@ class FsckReport:
     repaired : list of Finding
         What was wrong and is no more.
     checked : dict of str to int
-        Series, kept objects, folders and views that were looked at.
+        Series, kept objects, folders, views, received objects, staged series and segments of
+        the index that were looked at.
     read : int
         Bytes read in this run.
     young : int
@@ -95,7 +97,7 @@ def fsck(
     repair: bool = False,
     progress: Progress | None = None,
 ) -> FsckReport:
-    """Check every row, pack, kept object, folder and view of the store.
+    """Check every row, pack, kept object, folder, view and area of the store.
 
     Parameters
     ----------
@@ -186,6 +188,9 @@ class _Run:
                 _Stage("kept", checks.kept_after, checks.kept, "kept"),
                 _Stage("folders", checks.folders_after, checks.folder),
                 _Stage("views", checks.views_after, checks.view),
+                _Stage("received", checks.received_after, checks.received),
+                _Stage("staged", checks.staged_after, checks.staged),
+                _Stage("facets", checks.facets_after, checks.facets),
             )
         }
 

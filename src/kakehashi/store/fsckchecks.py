@@ -11,7 +11,6 @@ import json
 import os
 import stat
 import time
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,9 @@ import sqlalchemy as sa
 
 from kakehashi.errors import StoreError
 from kakehashi.imaging.ozip import FileReader, open_pack
-from kakehashi.store.layout import BLOCK_SIZE, PART, Layout, blocks_path, locked
+from kakehashi.store.fsckareas import Areas
+from kakehashi.store.fsckfinding import STALE_S, YOUNG_S, Finding, blocks_of
+from kakehashi.store.layout import PART, Layout, blocks_path, locked
 from kakehashi.store.view import MANIFEST, beside
 
 if TYPE_CHECKING:
@@ -29,38 +30,8 @@ if TYPE_CHECKING:
     from kakehashi.store.catalogue import Catalogue
     from kakehashi.store.pace import Pace
 
-YOUNG_S = 3600
-"""Seconds for which a file without a row may be one that is being added."""
-
-STALE_S = 86400
-"""Seconds after which nobody writes to a ``.part`` any more."""
-
 _PAGE = 500
-_CHUNK = 8 * BLOCK_SIZE
 _RESTORE = "restore it from a backup of the packs, or add the series again"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something that is not as it should be.
-
-    Attributes
-    ----------
-    kind : str
-        ``pack-missing``, ``pack-unreadable``, ``pack-damaged``, ``pack-other`` (whole, but not
-        what the row says), ``blocks``, ``row``, ``kept-missing``, ``kept-damaged``,
-        ``orphan``, ``part``, ``stray``, ``view-manifest``, ``view-link``, ``view-extra``,
-        ``view-unowned``.
-    path : str
-        Relative to the store's root.
-    what, todo : str
-        What is wrong, and what to do about it.
-    """
-
-    kind: str
-    path: str
-    what: str
-    todo: str
 
 
 class Checks:
@@ -89,6 +60,10 @@ class Checks:
         self._projects = frozenset(projects)
         self._pace = pace
         self.young: set[str] = set()
+        self._areas = Areas(layout, catalogue, pace, self.young)
+        self.received_after, self.received = self._areas.received_after, self._areas.received
+        self.staged_after, self.staged = self._areas.staged_after, self._areas.staged
+        self.facets_after, self.facets = self._areas.facets_after, self._areas.facets
 
     # What there is to look at, in an order that stays the same.
 
@@ -146,7 +121,9 @@ class Checks:
         found = self._rows("series", columns, "series_uid", [uid])
         if uid not in found:
             return []
-        row = found[uid]
+        return [*self._series(uid, found[uid]), *self._areas.row(uid)]
+
+    def _series(self, uid: str, row: dict[str, Any]) -> list[Finding]:
         try:
             pack = self._layout.pack(uid)
         except StoreError as error:
@@ -185,7 +162,7 @@ class Checks:
             return [Finding("blocks", self._layout.relative(blocks_path(pack)), what, _RESTORE)]
         size = 0
         damaged = []
-        for index, block in enumerate(self._blocks(pack)):
+        for index, block in enumerate(blocks_of(pack, self._pace)):
             size += len(block)
             if hashlib.sha256(block).digest() != expected[index * 32 :][:32]:
                 damaged.append(index)
@@ -198,17 +175,6 @@ class Checks:
         if other := _disagreement(uid, row, pack):
             return [Finding("pack-other", path, other, _RESTORE)]
         return []
-
-    def _blocks(self, path: Path) -> Iterator[bytes]:
-        """Read a file once, at the pace, and leave nothing of it in the page cache."""
-        with path.open("rb") as file:
-            descriptor, offset = file.fileno(), 0
-            while chunk := file.read(_CHUNK):
-                self._pace.take(len(chunk))
-                offset += len(chunk)
-                os.posix_fadvise(descriptor, 0, offset, os.POSIX_FADV_DONTNEED)
-                for start in range(0, len(chunk), BLOCK_SIZE):
-                    yield chunk[start : start + BLOCK_SIZE]
 
     def kept(self, sha256: str) -> list[Finding]:
         """Look at a kept object. It is read whole."""
@@ -223,7 +189,7 @@ class Checks:
         restore = "restore it from a backup, or add it again"
         digest, length = hashlib.sha256(), 0
         try:
-            for block in self._blocks(self._layout.absolute(path)):
+            for block in blocks_of(self._layout.absolute(path), self._pace):
                 digest.update(block)
                 length += len(block)
         except FileNotFoundError:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from kakehashi.store.facets.search import Part
 
 _NAMES = tuple(COLUMNS)
-_PIECE = 10_000
 
 
 class Comparison:
@@ -39,17 +38,17 @@ class Comparison:
             seen[found[at]] = True
             for place, said in zip(at.tolist(), segment.table(_NAMES, found[at]), strict=True):
                 copies[place] += 1
-                same[place] += said == _as_indexed(rows[place])
+                same[place] += said == as_indexed(rows[place])
         wrong = np.flatnonzero((copies != 1) | (same != 1))
         return [rows[place] for place in wrong.tolist()]
 
     def ghosts(self) -> Iterator[str]:
         """Yield the series of the index that were in none of the rows so far."""
         for (segment, alive), seen in zip(self._parts, self._seen, strict=True):
-            rows = np.flatnonzero(alive & ~seen)
-            for start in range(0, len(rows), _PIECE):
-                yield from segment.series.texts(rows[start : start + _PIECE])
+            for some in segment.contents(alive & ~seen):
+                yield from some
 
 
-def _as_indexed(row: Series) -> dict[str, Any]:
+def as_indexed(row: Series) -> dict[str, Any]:
+    """Return a row of the record as the index gives it."""
     return {name: value_of(row, name) for name in _NAMES} | {"flags": row.flags}

@@ -18,7 +18,7 @@ from kakehashi.errors import StoreError
 from kakehashi.store.layout import replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     import numpy.typing as npt
@@ -134,14 +134,22 @@ class Reader:
             while file.readinto(piece):
                 pass
 
-    def verify(self) -> list[str]:
-        """Return the names of arrays that are not as they were written; reads everything."""
+    def verify(self, take: Callable[[int], None]) -> list[str]:
+        """Return the names of arrays that are not as they were written; reads everything.
+
+        Parameters
+        ----------
+        take : callable
+            Told of bytes as they are read; it may take its time.
+        """
         bad = []
         for name, place in self.meta["arrays"].items():
             data = self.map(name, np.uint8).data
             digest = hashlib.sha256()
             for start in range(0, len(data), _MEBIBYTE):
-                digest.update(data[start : start + _MEBIBYTE])
+                piece = data[start : start + _MEBIBYTE]
+                digest.update(piece)
+                take(len(piece))
             if digest.hexdigest() != place["sha256"]:
                 bad.append(name)
         return bad

@@ -21,7 +21,7 @@ from kakehashi.store.layout import locked, replacing, sync_folder
 from kakehashi.store.query import TRUE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -258,13 +258,26 @@ class Index(Searches):
         for part in self._parts():
             part.segment.warm()
 
-    def verify(self) -> list[str]:
-        """Return the segments' arrays that are not as they were written; reads everything."""
+    def names(self) -> list[str]:
+        """Return the names of the segments, sorted."""
+        return sorted(part.segment.folder.name for part in self._parts())
+
+    def verify(
+        self, names: Collection[str], take: Callable[[int], None] = lambda _count: None
+    ) -> list[Path]:
+        """Return the arrays of some segments that are wrong; see :meth:`Segment.verify`."""
         return [
-            str(part.segment.folder / name)
+            part.segment.folder / name
             for part in self._parts()
-            for name in part.segment.verify()
+            if part.segment.folder.name in names
+            for name in part.segment.verify(take)
         ]
+
+    def contents(self, names: Collection[str]) -> Iterator[list[str]]:
+        """Yield the series of some segments, without those withdrawn, some at a time."""
+        for part in self._parts():
+            if part.segment.folder.name in names:
+                yield from part.segment.contents(part.bits())
 
     @contextmanager
     def _building(self) -> Iterator[Path]:

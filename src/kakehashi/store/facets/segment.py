@@ -13,7 +13,7 @@ from kakehashi.store.facets.files import Reader
 from kakehashi.store.query import COLUMNS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 BLOCK = 4096
 """Rows that the scan takes together."""
 _FEW = 64
+_PIECE = 10_000
 _TYPES = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
 
@@ -98,6 +99,30 @@ class Segment:
         """Read everything once, so that the system has it in its cache."""
         self._files.warm()
 
-    def verify(self) -> list[str]:
-        """Return the names of arrays that are not as they were written; reads everything."""
-        return self._files.verify()
+    def verify(self, take: Callable[[int], None]) -> list[str]:
+        """Return the names of arrays that are wrong; reads everything.
+
+        They are not as they were written, or have a code that their dictionary has not.
+
+        Parameters
+        ----------
+        take : callable
+            Told of bytes as they are read; it may take its time.
+        """
+        bad = self._files.verify(take)
+        for name, codes in self._codes.items():
+            # A code too high would count beside the scan's tables.
+            high = max((int(piece.max()) for piece in _pieces(codes)), default=-1)
+            if high >= self.dictionary(name).size and f"{name}.codes" not in bad:
+                bad.append(f"{name}.codes")
+        return bad
+
+    def contents(self, alive: npt.NDArray[np.bool_]) -> Iterator[list[str]]:
+        """Yield the identifiers of some rows, some at a time."""
+        for rows in _pieces(np.flatnonzero(alive)):
+            yield self.series.texts(rows)
+
+
+def _pieces(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    for start in range(0, len(array), _PIECE):
+        yield array[start : start + _PIECE]
