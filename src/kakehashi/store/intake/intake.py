@@ -27,9 +27,11 @@ from kakehashi.store.indexing import catch_up, enter
 from kakehashi.store.ingest import Origin, add
 from kakehashi.store.intake.complete import Completeness, rule_of
 from kakehashi.store.intake.parser import Unreadable
+from kakehashi.store.intake.setbacks import Setbacks, place_of
 from kakehashi.store.intake.staging import Staged, Staging
 from kakehashi.store.intake.summary import HELD_BACK, summarise, waiting_in
 from kakehashi.store.layout import Layout, locked, replacing
+from kakehashi.store.receive import ForeignPosition
 from kakehashi.store.service.reports import LONGEST_REPORT, normalised
 
 if TYPE_CHECKING:
@@ -63,6 +65,9 @@ ARRIVALS = "arrivals.json"
 
 MOST_AT_ONCE = 1024
 """Objects that are taken before complete series are looked for."""
+
+TRIES = 3
+"""How often an object is taken up again that the rest of the store has nothing against."""
 
 _BATCH = 64
 
@@ -151,6 +156,7 @@ class Intake:
         # Its lock is taken before the first pack is there.
         self._layout.packs.mkdir(mode=0o750, exist_ok=True)
         self._position_file = store.root / "staging" / ".position.json"
+        self._setbacks = Setbacks()
         self._said: float | None = None
         self._tidied: float | None = None
         self.progress = Progress()
@@ -176,10 +182,12 @@ class Intake:
                     self._say()
                     self._tidy()
                     pause = PAUSE_S
-                except (StoreError, OSError) as error:
+                except Exception as error:
                     # What was packed may be in no index yet.
                     behind = True
-                    _log.warning("the intake waits %.0f s: %s", pause, error)
+                    expected = isinstance(error, StoreError | OSError)
+                    why = error if expected else f"unexpected {place_of(error)}"
+                    _log.warning("the intake waits %.0f s: %s", pause, why)
                     stop.wait(pause)
                     pause = min(2 * pause, LONGEST_PAUSE_S)
                     continue
@@ -198,6 +206,11 @@ class Intake:
             while self.take():
                 pass
             self.finish(quiet_s=0)
+            if self._setbacks:
+                raise StoreError(
+                    f"{len(self._setbacks)} series could not be packed and wait in staging; the "
+                    "log has the reasons"
+                )
             catch_up(self._store, self._catalogue, self._index)
             self._say()
             self._tidy()
@@ -210,9 +223,7 @@ class Intake:
         most : int
             Objects after which it is enough, so that what is complete gets packed meanwhile.
         """
-        position = self._position()
-        with self._as_receiver():
-            entries = list(islice(self._inbox.entries(after=position), most))
+        entries = self._waiting(most)
         for start in range(0, len(entries), _BATCH):
             batch = entries[start : start + _BATCH]
             withdrawn = self._catalogue.withdrawn()
@@ -241,13 +252,42 @@ class Intake:
         packed: list[Series] = []
         try:
             for staged in self._staging.list():
-                if self._is_complete(staged, quiet_s):
-                    packed += self._finish(staged)
-                    count += 1
+                if self._setbacks.rests(staged.series, self._clock()):
+                    continue
+                try:
+                    if self._is_complete(staged, quiet_s):
+                        packed += self._finish(staged)
+                        count += 1
+                except (StoreError, OSError) as error:
+                    self._set_back(staged, error)
+                except Exception as error:
+                    why = place_of(error)
+                    _log.error("%s is set aside: unexpected %s", staged.series, why)
+                    self._staging.set_aside(staged.folder)
+                else:
+                    self._setbacks.forget(staged.series)
         finally:
             # Together: each entry is a segment of the index.
             enter(self._store, self._catalogue, self._index, packed)
         return count
+
+    def _set_back(self, staged: Staged, error: Exception) -> None:
+        """Have a series wait and the others go on; if nothing can go on, say so."""
+        # While the database is away it is nobody's fault.
+        self._catalogue.withdrawn()
+        self._setbacks.add(staged.series, self._clock())
+        _log.warning("%s cannot be packed now, and waits: %s", staged.series, error)
+
+    def _waiting(self, most: int) -> list[Entry]:
+        position = self._position()
+        with self._as_receiver():
+            try:
+                return list(islice(self._inbox.entries(after=position), most))
+            except ForeignPosition as error:
+                _log.warning("the inbox is looked through from its beginning: %s", error)
+        self._remember(0)
+        with self._as_receiver():
+            return list(islice(self._inbox.entries(), most))
 
     def _is_complete(self, staged: Staged, quiet_s: float | None) -> bool:
         if quiet_s is not None:
@@ -280,7 +320,19 @@ class Intake:
         held = parsed.held or (f"{parsed.left} identifier(s) remained" if parsed.left else "")
         if held:
             return self._refuse(entry, f"{HELD_BACK}{held}")
-        return self._stage(entry, parsed)
+        try:
+            return self._stage(entry, parsed)
+        except StoreError:
+            self._catalogue.withdrawn()
+            if self._setbacks.add(str(entry.position), self._clock()) < TRIES:
+                raise
+        except OSError:
+            raise
+        except Exception as error:
+            _log.error("an object of %s: unexpected %s", entry.facility, place_of(error))
+        # Neither the disk nor the database is away: it is this object, and the others go on.
+        self._setbacks.forget(str(entry.position))
+        return self._refuse(entry, "cannot be taken over: the intake's log has the reason")
 
     def _open(self, path: Path) -> int:
         """Open a file of the inbox, with no other rights than the receiver has."""
@@ -334,8 +386,12 @@ class Intake:
         return report.packed
 
     def _refuse(self, entry: Entry, reason: str) -> bool:
-        with self._as_receiver():
-            self._inbox.quarantine(entry, reason)
+        try:
+            with self._as_receiver():
+                self._inbox.quarantine(entry, reason)
+        except StoreError as error:
+            _log.warning("left in the inbox, and passed over: %s", error)
+            return False
         self.progress.quarantined.append((entry.facility, reason))
         return False
 

@@ -7,6 +7,8 @@ it was, with the records' database in reach or not.
 from __future__ import annotations
 
 import json
+import logging
+import secrets
 import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _ORIGIN = "origin.json"
+_ASIDE = ".aside"
+
+_log = logging.getLogger("kakehashi.intake")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +118,12 @@ class Staging:
         for folder in sorted(self._folder.iterdir()):
             if not UID.fullmatch(folder.name):
                 continue  # the lock, or a series that is being removed
-            origin = _origin(folder)
+            try:
+                origin = _origin(folder)
+            except StoreError as error:
+                _log.error("%s is set aside: %s", folder.name, error)
+                self.set_aside(folder)
+                continue
             objects = [path.stat().st_mtime for path in folder.glob("*.dcm")]
             if origin is None or not objects:
                 continue
@@ -121,13 +131,31 @@ class Staging:
             yield Staged(folder.name, folder, known, origin.patient, len(objects), max(objects))
 
     def withdraw(self, patient_id: str) -> int:
-        """Remove the series of a person; return how many there were."""
+        """Remove the series of a person; return how many there were.
+
+        What was set aside and does not say whose it is goes too: it could be theirs.
+        """
         gone = 0
+        for folder in (self._folder / _ASIDE).glob("*"):
+            try:
+                origin = _origin(folder)
+            except StoreError:
+                origin = None
+            if origin is None or origin.patient == patient_id:
+                shutil.rmtree(folder)
+                gone += 1
         for staged in list(self.list()):
             if staged.patient == patient_id:
                 self.remove(staged)
                 gone += 1
         return gone
+
+    def set_aside(self, folder: Path) -> None:
+        """Keep a series where nobody looks for it, until somebody has seen to it."""
+        aside = self._folder / _ASIDE
+        aside.mkdir(mode=0o700, exist_ok=True)
+        folder.rename(aside / f"{folder.name}.{secrets.token_hex(4)}")
+        sync_folder(self._folder)
 
     def remove(self, series: Staged) -> None:
         """Forget a series that the store has taken over."""
