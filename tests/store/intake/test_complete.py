@@ -10,8 +10,10 @@ from pathlib import Path
 import pydicom
 import pytest
 
+from kakehashi.store.indexing import opened
 from kakehashi.store.intake import Staging
 from kakehashi.store.intake.complete import LOOK_S, SETTLE_S, Count, Known, Rule, complete
+from kakehashi.store.query import TRUE
 from kakehashi.store.receive.arrivals import expect
 from kakehashi.store.receive.figures import day_of
 
@@ -187,3 +189,49 @@ def test_once_takes_what_is_there(waiting, images):
     waiting.intake.once()
     assert waiting.slices() == [8]
     assert list(Staging(waiting.hospital.root).list()) == []
+
+
+def test_a_series_of_which_some_is_missing_is_packed_when_patience_ends_and_says_so(
+    waiting, images, caplog
+):
+    paths = images(NumberOfSeriesRelatedInstances=8)
+    waiting.send(*paths[:6])
+    assert waiting.after(PATIENCE_S - 20) == 0
+    assert waiting.after(PATIENCE_S + 1) == 1
+    (row,) = waiting.hospital.catalogue.list_series()
+    assert (row.slices, row.flags) == (6, ("incomplete",))
+    assert "6 of 8 objects" in caplog.text
+
+
+def test_of_a_study_that_stays_short_every_series_says_so_until_the_rest_has_come(waiting, images):
+    catalogue = waiting.hospital.catalogue
+    sent_list(waiting.hospital, _1_2_8=12)
+    waiting.send(*images())
+    assert waiting.after(PATIENCE_S + 1) == 1
+    assert [row.flags for row in catalogue.list_series()] == [("incomplete-study",)]
+    (before,) = catalogue.list_series()
+    waiting.send(*images(4, "1.2.10"))
+    assert waiting.after(PATIENCE_S + LOOK_S + 2) == 1
+    rows = {row.slices: row for row in catalogue.list_series()}
+    assert [row.flags for row in rows.values()] == [(), ()]
+    assert rows[8].blocks == before.blocks
+
+
+def test_a_series_that_is_whole_by_its_own_number_is_not_blamed_for_its_study(waiting, images):
+    sent_list(waiting.hospital, _1_2_8=12)
+    waiting.send(*images(NumberOfSeriesRelatedInstances=8))
+    assert waiting.after(SETTLE_S + 1) == 1
+    assert [row.flags for row in waiting.hospital.catalogue.list_series()] == [()]
+
+
+def test_late_slices_are_packed_too(waiting, images):
+    paths = images()
+    waiting.send(*paths[:5])
+    assert waiting.after(QUIET_S + 1) == 1
+    waiting.send(*paths[5:])
+    assert waiting.after(QUIET_S + LOOK_S + 2) == 1
+    assert waiting.slices() == [8]
+    assert waiting.hospital.catalogue.list_kept() == []
+    found = opened(waiting.hospital.config.need_store())
+    (row,) = waiting.hospital.catalogue.list_series()
+    assert found.lookup(row.series_uid, permission=TRUE, columns=("slices",)) == {"slices": 8}

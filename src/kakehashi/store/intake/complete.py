@@ -98,6 +98,8 @@ class Known:
         that it proves nothing where it is not reached.
     study : Count or None
         By what hospital or objects say of the study; those of all its series have come.
+    study_uid : str
+        StudyInstanceUID, de-identified.
     whole : bool
         Its images lie on regular grids, or were not looked at.
     """
@@ -107,7 +109,15 @@ class Known:
     series: Count | None = None
     acquired: Count | None = None
     study: Count | None = None
+    study_uid: str = ""
     whole: bool = True
+
+    @property
+    def study_short(self) -> bool | None:
+        """Whether something of the study is missing that may belong to it, None if unknown."""
+        if self.series is not None and self.series.reached:
+            return False
+        return None if self.study is None else not self.study.reached
 
 
 def complete(known: Known, rule: Rule, now: float) -> bool:
@@ -256,6 +266,8 @@ class Completeness:
         uid = self._deidentifier.uid
         self._arriving = frozenset(map(uid, arriving))
         self._studies = {(facility, uid(study)): one for (facility, study), one in counts.items()}
+        # Also what was withdrawn, or set aside.
+        self._seen = {uid: one for uid, one in self._seen.items() if one.staged.folder.is_dir()}
         self._looked = now
 
     def known(self, staged: Staged, there: Callable[[str], Collection[str]]) -> Known:
@@ -275,6 +287,7 @@ class Completeness:
             series=_count(came, heads.in_series),
             acquired=_count(came, heads.acquired),
             study=self._study(staged.origin.facility, heads),
+            study_uid=heads.study,
             # Gaps in what came late say nothing: its neighbours are in the store.
             whole=heads.whole or bool(seen.before),
         )

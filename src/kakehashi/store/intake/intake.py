@@ -24,7 +24,7 @@ from kakehashi.errors import StoreError
 from kakehashi.imaging.ozip import FileReader, open_pack
 from kakehashi.store.dicom import tolerant
 from kakehashi.store.indexing import catch_up, enter
-from kakehashi.store.ingest import Origin, add
+from kakehashi.store.ingest import Origin, add, study_is_whole
 from kakehashi.store.intake.complete import Completeness, rule_of
 from kakehashi.store.intake.parser import Unreadable
 from kakehashi.store.intake.setbacks import Setbacks, place_of
@@ -290,9 +290,9 @@ class Intake:
             return list(islice(self._inbox.entries(), most))
 
     def _is_complete(self, staged: Staged, quiet_s: float | None) -> bool:
+        self._complete.look(self._position())
         if quiet_s is not None:
             return staged.last + quiet_s <= self._clock()
-        self._complete.look(self._position())
         return self._complete.ready(staged, self._there)
 
     def _there(self, series: str) -> set[str]:
@@ -378,12 +378,26 @@ class Intake:
 
     def _finish(self, staged: Staged) -> list[Series]:
         images = sorted(staged.folder.glob("*.dcm"))
-        report = add(self._store, self._catalogue, images, origin=staged.origin)
+        known = self._complete.known(staged, self._there)
+        report = add(
+            self._store,
+            self._catalogue,
+            images,
+            origin=staged.origin,
+            study_short=known.study_short,
+        )
         self.progress.packed += len(report.packed)
         self.progress.kept += len(report.kept)
+        for series, short in report.short.items():
+            _log.warning("series %s is packed with %s", series, short)
+        packed = report.packed
+        if known.study is not None and known.study.reached:
+            packed = packed + study_is_whole(self._store, self._catalogue, known.study_uid)
+        elif known.study is not None:
+            _log.warning("series %s: its study has %s", staged.series, known.study)
         self._staging.remove(staged)
         self._complete.forget(staged)
-        return report.packed
+        return packed
 
     def _refuse(self, entry: Entry, reason: str) -> bool:
         try:
