@@ -67,7 +67,7 @@ def is_numeric(value: Any, vr: str, *, most: int, little: bool) -> bool:
         return False
     try:
         # As a file would have it, so that an object made in memory is no exception.
-        code = "I" if vr == "AT" else _CODES[vr]
+        code = "I" if vr == "AT" else _CODES[vr]  # a tag is one number to pydicom
         return not _is_text(struct.pack(f"<{len(values)}{code}", *values), values)
     except struct.error:
         return False
