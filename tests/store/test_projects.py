@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from kakehashi.audit import Audit
+from kakehashi.cli.projects import tell_the_store
 from kakehashi.config import Config, load
 from kakehashi.errors import AuditError, ConfigError, StoreError
+from kakehashi.store.authority.layout import Layout as AuthorityLayout
 from kakehashi.store.projects import Projects
 
 WANTED = {
@@ -185,3 +189,99 @@ def test_a_damaged_approval_stops_the_configuration_and_is_named(desk):
     (desk.root / "projects" / "other.json").write_text(whole)
     with pytest.raises(ConfigError, match="rename"):
         load(desk.file)
+
+
+def test_an_approval_that_the_store_could_not_read_is_refused_before_it_is_written(desk):
+    """Somebody wrote the same project into the file meanwhile."""
+    desk.projects.request(WANTED, "tanaka")
+    text = desk.file.read_text()
+    desk.file.write_text(text + text[text.index("[[projects]]") :].replace("fixed", "nodules"))
+    before = desk.records()
+    with pytest.raises(StoreError, match="stands there twice"):
+        desk.projects.approve("nodules", "suzuki", "2026-1", LAST)
+    assert desk.active() == {"fixed", "nodules"}  # it can still be read
+    assert desk.records() == before
+    desk.file.write_text(text)
+    desk.projects.approve("nodules", "suzuki", "2026-1", LAST)
+    desk.projects.approve("nodules", "suzuki", "2026-2", LAST)  # anew, in its own place
+    assert desk.active() == {"fixed", "nodules"}
+
+
+STORE = """
+import json, os, signal, sys
+run, takes = sys.argv[1:]
+pid = 10
+def write():
+    with open(f"{run}/services.json.part", "w") as file:
+        json.dump({"supervisor": 1, "authority": pid}, file)
+    os.rename(f"{run}/services.json.part", f"{run}/services.json")
+def read_anew(*_):
+    global pid
+    pid += takes == "takes"
+    write()
+    print("heard", flush=True)
+signal.signal(signal.SIGHUP, read_anew)
+write()
+with open(f"{run}/serve.pid", "w") as file:
+    file.write(str(os.getpid()))
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+@pytest.fixture
+def running(desk):
+    """Start what a running store does when it is told to read its configuration anew."""
+    run = AuthorityLayout(desk.root).run
+    run.mkdir(parents=True)
+    started: list[subprocess.Popen[str]] = []
+
+    def start(takes: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-I", "-c", STORE, str(run), takes]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        assert started[-1].stdout.readline() == "ready\n"
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_it_is_said_whether_the_running_store_has_taken_a_change_over(desk, running):
+    assert "does not run" in tell_the_store(desk.config)
+    store = running("takes")
+    assert "has taken it over" in tell_the_store(desk.config)
+    store.kill()
+    store.wait()
+    assert "does not run" in tell_the_store(desk.config)
+
+
+def test_a_running_store_that_keeps_what_it_had_is_no_success(desk, running):
+    store = running("keeps")
+    with pytest.raises(StoreError, match="has not taken it over"):
+        tell_the_store(desk.config, patience_s=0)
+    assert store.stdout.readline() == "heard\n"
+
+
+def test_a_project_ends_also_if_the_running_store_does_not_hear_it(desk, running, monkeypatch):
+    from typer.testing import CliRunner
+
+    from kakehashi.cli import projects as commands
+
+    desk.projects.request(WANTED, "tanaka")
+    desk.projects.approve("nodules", "suzuki", "2026-1", LAST)
+    running("keeps")
+    ended: list[str] = []
+    monkeypatch.setattr(commands, "TAKEN_OVER_S", 0)
+    monkeypatch.setattr(commands, "StoreTrail", lambda _config: desk.audit)
+    monkeypatch.setattr(
+        commands, "end_sessions", lambda _config, project, *_: ended.append(project) or []
+    )
+    command = ["end", "nodules", "--by", "suzuki", "--reason", "over", "--config", str(desk.file)]
+    done = CliRunner().invoke(commands.app, command)
+    assert isinstance(done.exception, StoreError)
+    assert "has not taken it over" in str(done.exception)
+    assert ended == ["nodules"]
+    assert desk.active() == {"fixed"}

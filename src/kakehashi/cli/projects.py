@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt  # noqa: TC003 - typer reads it at run time
 import json
 import os
 import signal
+import time
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,6 +30,9 @@ ConfigOption = Annotated[
 ]
 DEFAULT_CONFIG = Path("/etc/kakehashi.toml")
 By = Annotated[str, typer.Option(help="Who says so; it stands in the audit trail.")]
+TAKEN_OVER_S = 30.0
+"""Seconds that a running store has to take over what was changed."""
+_LOOK_S = 0.1
 Id = Annotated[str, typer.Argument(metavar="PROJECT", help="The project's id.")]
 
 
@@ -37,15 +42,48 @@ def _projects(config: Config) -> Projects:
     return Projects(config, StoreTrail(config))
 
 
-def _tell_the_store(config: Config) -> None:
-    """Let a running store read its configuration anew; one that does not run will anyway."""
-    from kakehashi.store.authority.layout import Layout
+def tell_the_store(config: Config, patience_s: float | None = None) -> str:
+    """Let a running store read its configuration anew, and say whether it has.
 
+    Parameters
+    ----------
+    config : Config
+    patience_s : float, optional
+        Seconds to wait for it, `TAKEN_OVER_S` by default.
+
+    Returns
+    -------
+    str
+        What to tell the operator.
+
+    Raises
+    ------
+    StoreError
+        It runs, and goes on with the configuration of before.
+    """
+    from kakehashi.store.authority.layout import Layout
+    from kakehashi.store.authority.services import Services
+
+    run = Layout(config.need_store().root).run
     try:
-        pid = int((Layout(config.need_store().root).run / "serve.pid").read_text(encoding="ascii"))
-        os.kill(pid, signal.SIGHUP)
-    except (OSError, ValueError):
-        typer.echo("the store does not run; it reads this when it starts")
+        before = Services.read(run).authority
+        os.kill(int((run / "serve.pid").read_text(encoding="ascii")), signal.SIGHUP)
+    except (OSError, ValueError, StoreError):
+        return "the store does not run; it reads this when it starts"
+    patience_s = TAKEN_OVER_S if patience_s is None else patience_s
+    until = time.monotonic() + patience_s
+    while True:
+        # Only with a configuration that it took does it start its authority anew.
+        with contextlib.suppress(StoreError):
+            if Services.read(run).authority not in {0, before}:
+                return "the running store has taken it over"
+        if time.monotonic() > until:
+            raise StoreError(
+                "this is written, but the running store has not taken it over within "
+                f"{patience_s:g} s and goes on with what it had before; what `kakehashi store "
+                "serve` prints says why. If [store] was changed, it has to be restarted"
+            )
+        time.sleep(_LOOK_S)
 
 
 @app.command()
@@ -85,8 +123,8 @@ def approve(
     opened = configuration.load(config)
     sshd.initialise(opened)
     built = build_view(opened, project)
-    _tell_the_store(opened)
     typer.echo(f"{project}: approved until {expires:%Y-%m-%d}, {len(built.cohort.series)} series")
+    typer.echo(tell_the_store(opened))
 
 
 @app.command()
@@ -113,13 +151,21 @@ def end(
 
     before = configuration.load(config)
     _projects(before).end(project, by, reason)
-    _tell_the_store(before)
+    refused = None
+    try:
+        told = tell_the_store(before)
+    except StoreError as error:
+        told, refused = "", error
+    # Also then: sessions that run end, and nobody can read the view any more.
     ended = end_sessions(before, project, by, "the project has ended")
     remove_view(before, project)
     typer.echo(
         f"{project}: ended, with {len(ended)} session(s); its work folder stays until somebody "
         "removes it"
     )
+    if refused is not None:
+        raise refused
+    typer.echo(told)
 
 
 @app.command("list")

@@ -139,7 +139,8 @@ class Projects:
         Raises
         ------
         StoreError
-            There is no such request, or the same person asked.
+            There is no such request, the same person asked, or the store could not read its
+            configuration any more with it.
         """
         with self._changing():
             before = self._standing(project_id, "requested", "approved")
@@ -154,6 +155,7 @@ class Projects:
                 project = Project.model_validate(before.project.model_dump() | changes)
             except ValidationError as error:
                 raise StoreError(explain("the approval", error)) from None
+            self._check_whole(project)
             last = expires.isoformat()
             self._record("project.approved", by, project, approval=approval, expires=last)
             with replacing(self._active / f"{project_id}.json", mode=0o644) as file:
@@ -193,6 +195,19 @@ class Projects:
             standing = before._after("ended", before.project, _name(by), reason)
             self._write(standing)
         return standing
+
+    def _check_whole(self, project: Project) -> None:
+        """Check that the store can read its configuration with a project, as it does on its own.
+
+        It keeps to what it read before where it cannot, and would not even start anew.
+        """
+        approved = (self._active / f"{project.id}.json").exists()
+        others = [one for one in self._config.projects if not approved or one.id != project.id]
+        whole = self._config.model_copy(update={"projects": (*others, project)})
+        try:
+            Config.model_validate_json(whole.model_dump_json())
+        except ValidationError as error:
+            raise StoreError(explain("the configuration with this project", error)) from None
 
     def _standing(self, project_id: str, *states: State) -> Standing:
         found = {one.project.id: one for one in self.list()}.get(project_id)
