@@ -1,6 +1,6 @@
 PYTHON := .venv/bin/python
 
-.PHONY: help install demo demo-check demo-status demo-stop endings lab lab-status lab-stop test lint bench docs screenshots
+.PHONY: help install demo demo-check demo-shell demo-status demo-stop endings lab lab-status lab-stop test lint bench docs screenshots
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -13,6 +13,9 @@ demo: install  ## the portal on this machine with sample data; prints address an
 
 demo-check: install  ## bring the demo up, drive it with a browser, stop; prints one JSON object
 	@$(PYTHON) -m tests.lab demo check
+
+demo-shell: install  ## a shell at the demo's store, for the commands of operators and data managers
+	@$(PYTHON) -m tests.lab demo shell
 
 demo-status: install  ## is the demo running
 	@$(PYTHON) -m tests.lab demo status

@@ -9,7 +9,7 @@ from tests.lab import demo, lab
 from tests.lab.hosts import LabError
 from tests.lab.people import PEOPLE
 
-USAGE = "usage: python -m tests.lab lab|demo up|status|down, or: demo check"
+USAGE = "usage: python -m tests.lab lab|demo up|status|down, or: demo check|shell"
 
 
 def show(url: str) -> None:
@@ -46,6 +46,8 @@ def main() -> int:
             from tests.lab import demo_check
 
             return demo_check.main()
+        elif verb == "shell" and what == "demo":
+            return demo.shell()
         else:
             print(USAGE, file=sys.stderr)
             return 2

@@ -86,10 +86,10 @@ class Visitor:
     def _me(self) -> str:
         return f"{self.url}/user/{self.name}/"
 
-    def shot(self, name: str) -> None:
+    def shot(self, name: str, *, full_page: bool = False) -> None:
         """Take a screenshot, where one was asked for."""
         if self.shots is not None:
-            self.page.screenshot(path=self.shots / f"{name}.png", full_page=False)
+            self.page.screenshot(path=self.shots / f"{name}.png", full_page=full_page)
 
     def log_in(self) -> None:
         """Log in at the identity provider; ends in the portal or a running session."""
@@ -188,7 +188,6 @@ class Visitor:
         """Open the operators' page and return each hospital's figures as they stand there."""
         self.page.goto(f"{self.url}/hub/kakehashi/arrivals")
         self.page.wait_for_selector("#arrivals-days")
-        self.shot("arrivals")
         return dict(self.page.evaluate(ARRIVALS))
 
     def stop(self) -> None:

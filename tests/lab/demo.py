@@ -7,6 +7,8 @@ sessions live in its root in memory, and go with it.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,6 +117,26 @@ def _start() -> Demo:
     hospitals.start_intake(host)
     ns.save(RUN_DIR, [host], {"url": portal.url, "complete": True, "sent": sent.as_json()})
     return Demo(host, portal.url, sent)
+
+
+def shell() -> int:
+    """Give a shell of root on the demo's host, where `kakehashi` is the store's command."""
+    running = status()
+    if running is None:
+        raise ns.LabError("the demo is not running; `make demo` starts it")
+    running.host.write(
+        "/usr/local/bin/kakehashi",
+        f'#!/bin/sh\nexec {services.PYTHON} -m kakehashi.cli "$@"\n',
+        mode=0o755,
+    )
+    environment = {
+        **ns.ENVIRONMENT,
+        "KAKEHASHI_CONFIG": services.CONFIG,
+        "HOME": "/root",
+        "TERM": os.environ.get("TERM", "dumb"),
+    }
+    argv = [*running.host.prefix(), "/bin/bash", "--norc"]
+    return subprocess.run(argv, env=environment, check=False, cwd="/").returncode
 
 
 def status() -> Demo | None:
