@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import fcntl
 import hashlib
 import itertools
 import json
 import os
+import threading
 from dataclasses import replace
 
 import pytest
@@ -208,7 +210,7 @@ def test_a_lost_file_is_said_and_no_longer_offered(inbox, caplog):
     first.path.unlink()
     inbox.recover()
     assert sops(inbox) == ["1.2.2"]
-    assert f"{first.path.name} was acknowledged, and is gone" in caplog.text
+    assert f"{first.path.name} stands in the journal, and is gone" in caplog.text
 
 
 def test_a_file_that_changed_without_a_row_is_held(inbox):
@@ -640,3 +642,61 @@ def test_an_object_held_without_its_reason_is_listed_by_the_next_command(inbox, 
     held.path.with_suffix(".json").unlink()
     (listed,) = json.loads(command("quarantine", "list", "--json"))
     assert (listed["id"], listed["reason"]) == (held.id, INTERRUPTED)
+
+
+# --- the name and the row wait for the disk together ---
+
+
+def test_a_row_whose_name_the_power_cut_took_gets_its_object_back(inbox):
+    """The row may be on the disk and the name not: the object still has the one it came under."""
+    receive(inbox, "1.2.1", "1.2.2")
+    first, second = inbox.entries()
+    first.path.rename(inbox.folders.incoming / "7-1.part")
+    second.path.unlink()
+    arriving = offer(inbox, "1.2.3")
+    (inbox.folders.incoming / "7-2.part").write_bytes(b"half")
+    assert (inbox.folders.incoming / arriving.part).exists()
+    inbox.recover()
+    assert sops(inbox) == ["1.2.1"]
+    assert content(next(inbox.entries())) == data_set("1.2.1")
+    assert list(inbox.folders.incoming.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["folder", "journal"])
+def test_where_either_fails_neither_stands(inbox, monkeypatch, where):
+    receive(inbox, "1.2.1")
+    offers = [offer(inbox, "1.2.2"), offer(inbox, "1.2.3")]
+
+    def fails(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        if where == "folder":
+            patch.setattr(inbox_module, "sync_folder", fails)
+        else:
+            patch.setattr(journal.os, "fdatasync", fails)
+        assert inbox.admit(offers) == [Verdict.FAILED] * 2
+    assert sops(inbox) == ["1.2.1"]
+    assert len(list(inbox.folders.inbox.iterdir())) == 1
+    receive(inbox, "1.2.2")
+    assert sops(inbox) == ["1.2.1", "1.2.2"]
+
+
+def test_the_name_and_the_row_are_on_the_disk_before_the_answer(inbox, monkeypatch):
+    """And they wait for it at the same time: each is begun before either is done."""
+    both = threading.Barrier(2)
+    done = []
+
+    def synced(original):
+        def sync(*arguments):
+            both.wait(timeout=20)
+            original(*arguments)
+            done.append(original)
+
+        return sync
+
+    offers = [offer(inbox, "1.2.1")]
+    monkeypatch.setattr(inbox_module, "sync_folder", synced(inbox_module.sync_folder))
+    monkeypatch.setattr(journal.os, "fdatasync", synced(os.fdatasync))
+    assert inbox.admit(offers) == [Verdict.STORED]
+    assert len(done) == 2

@@ -105,3 +105,23 @@ def test_an_associations_process_speaks_for_itself_alone(receipt):
     good = json.dumps(["9-1.part", known, "why"]).encode()
     assert understand(good, 9, frozenset(("east", "west"))) == Offer("9-1.part", receipt, "why")
     assert understand(b'"east"', 9, frozenset(("east", "west"))) == "east"
+
+
+def test_a_process_that_is_told_to_stop_as_it_ends_touches_no_other(run, monkeypatch):
+    """It once fell out of its own part of the program, into what the listener does at its end."""
+    here = os.getpid()
+
+    def told(*_):
+        if os.getppid() != here:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("logging.shutdown", told)
+    receiver = run()
+    first, second = receiver.call(), receiver.call()
+    for client in (first, second):
+        client.associate()
+    second.release()
+    third = receiver.call()
+    third.associate()
+    for client, sop in ((first, "1.2.3.4"), (third, "1.2.3.5")):
+        assert client.store(sop, data_set(sop)) == 0

@@ -103,11 +103,11 @@ class Association:
         self._part: Part | None = None
         self._ignored = 0
         self._status, self._comment = Status.SUCCESS, ""
-        self._stop = False
+        self._stop = self._over = False
         self.counts: Counter[str] = Counter()
 
     def stop(self) -> None:
-        """End after the object under way; called from a signal handler.
+        """End after the object under way; called from a signal handler, and of no effect later.
 
         Raises
         ------
@@ -115,7 +115,7 @@ class Association:
             Nothing is under way.
         """
         self._stop = True
-        if not self._busy:
+        if not self._busy and not self._over:
             raise Stopped
 
     def run(self) -> str:
@@ -139,6 +139,7 @@ class Association:
         except OSError as error:
             return f"the connection broke ({error.strerror or error})"
         finally:
+            self._over = True
             if self._part is not None:
                 self._part.drop()
             self._wire.finish()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import sys
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from kakehashi.errors import StoreError
@@ -19,7 +21,7 @@ from kakehashi.store.receive.offer import NO_ROOM, Offer, Verdict
 from kakehashi.store.receive.quarantine import Quarantine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 IN, OUT, HELD, FREED, AGAIN, LOST = "in", "out", "held", "freed", "again", "lost"
 """Kinds of rows: came in, taken over, put into quarantine, taken out of it, came once more, and
@@ -207,10 +209,12 @@ class Inbox:
                 if row is not None:
                     rows.append(row)
             try:
-                # The name before the row: a row without a file then always means a loss.
                 if named:
-                    sync_folder(self.folders.inbox)
-                self._note(rows)
+                    # A power cut may leave the row without the name. What came then still has the
+                    # name under which it came, and :meth:`recover` gives it the other again.
+                    self.journal.append(rows, lambda: sync_folder(self.folders.inbox))
+                else:
+                    self._note(rows)
             except OSError as error:
                 self._withdraw(named)
                 return [_failed(error)] * len(offers)
@@ -222,12 +226,22 @@ class Inbox:
 
         Only the one receiver of this folder may call it, before it lets anybody in.
         """
+        arrived = {}
+        for path in self.folders.incoming.iterdir():
+            with contextlib.suppress(StoreError):
+                arrived[read_receipt(path).name] = path
+        self.mend(arrived)
         for path in self.folders.incoming.iterdir():
             path.unlink()
-        self.mend()
 
-    def mend(self) -> None:
-        """Finish what another run than the receiver's left half done; it may run meanwhile."""
+    def mend(self, arrived: Mapping[str, Path] = MappingProxyType({})) -> None:
+        """Finish what another run than the receiver's left half done; it may run meanwhile.
+
+        Parameters
+        ----------
+        arrived : mapping of str to Path
+            Objects that were sealed and may have a row, by the name that they get then.
+        """
         with self.journal.held():
             self.journal.mend()
             self.held.mend()
@@ -244,6 +258,10 @@ class Inbox:
                         receipt = alive.pop(name)[1]
                         if name in there:
                             over[name] = receipt
+            for name in alive.keys() & arrived.keys() - there:
+                if _is(arrived[name], alive[name][1]):
+                    arrived[name].rename(self.folders.inbox / name)
+                    there.add(name)
             rows = [self._missing(*alive[name]) for name in sorted(alive.keys() - there)]
             for name in sorted(there - alive.keys()):
                 path = self.folders.inbox / name
@@ -304,7 +322,7 @@ class Inbox:
     def _missing(self, position: int, receipt: Receipt) -> Row:
         if self.held.holds(receipt):
             return _row(HELD, receipt) | _mark(HELD, receipt, position)
-        _LOG.error("%s was acknowledged, and is gone from the inbox", receipt.name)
+        _LOG.error("%s stands in the journal, and is gone from the inbox", receipt.name)
         return _mark(LOST, receipt, position)
 
     def _adopt(self, path: Path) -> list[Row]:

@@ -13,9 +13,11 @@ import itertools
 import json
 import logging
 import os
+import signal
 import time
 import zlib
 from bisect import bisect
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,12 +26,13 @@ from kakehashi.errors import StoreError
 from kakehashi.store.layout import sync_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
 ROTATE = 16 << 20
 """Bytes from which on a new file is begun."""
 
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
 _SUFFIX = ".jsonl"
 _LOG = logging.getLogger(__name__)
 
@@ -104,6 +107,10 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        # Signals are the main thread's.
+        self._waiter = ThreadPoolExecutor(
+            1, initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, _STOPPING)
+        )
         self._descriptor = -1
         self._start = 0
 
@@ -113,8 +120,14 @@ class Journal:
         with self._locked(fcntl.LOCK_EX):
             yield
 
-    def append(self, rows: Sequence[Row]) -> list[int]:
+    def append(self, rows: Sequence[Row], beside: Callable[[], None] | None = None) -> list[int]:
         """Add rows that survive a power cut on return; the lock must be held.
+
+        Parameters
+        ----------
+        rows : sequence of dict
+        beside : callable, optional
+            What waits for the disk at the same time; file systems make one wait of it.
 
         Returns
         -------
@@ -124,7 +137,7 @@ class Journal:
         Raises
         ------
         OSError
-            They cannot be written, and none of them stands there.
+            They cannot be written, or the other failed; none of them stands there.
         """
         descriptor, before = self._newest_for_writing()
         # A line that a dying process left half written must not swallow the next one.
@@ -137,7 +150,12 @@ class Journal:
         try:
             while data:
                 data = data[os.write(descriptor, data) :]
-            os.fdatasync(descriptor)
+            waiting = None if beside is None else self._waiter.submit(beside)
+            try:
+                os.fdatasync(descriptor)
+            finally:
+                if waiting is not None:
+                    waiting.result()
         except OSError:
             os.ftruncate(descriptor, before)
             raise

@@ -312,8 +312,12 @@ class _Listener:
         except BaseException:
             _LOG.exception("%s: the association failed", address)
         finally:
-            logging.shutdown()
-            os._exit(status)
+            # Whatever comes now, what lies above is the listener's and none of this process's.
+            try:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                logging.shutdown()
+            finally:
+                os._exit(status)
 
     def _ended(self, child: _Child) -> None:
         self._poll.unregister(child.channel)
