@@ -70,6 +70,7 @@ _ERRORS = {
     409: (CatalogueError, "ask again"),
     422: (NotAQueryError, "correct the query"),
     429: (TooMuchError, "wait a moment and ask again"),
+    507: (TooMuchError, "use what is there"),
     503: (TooMuchError, "narrow the query, and ask again"),
 }
 

@@ -11,7 +11,7 @@ import pytest
 from kakehashi.errors import StoreError
 from kakehashi.store import cohorts as module
 from kakehashi.store.catalogue import Catalogue
-from kakehashi.store.cohorts import Cohorts, WithdrawnMeanwhileError
+from kakehashi.store.cohorts import Cohorts, TooMuchFrozenError, WithdrawnMeanwhileError
 from kakehashi.store.service import records
 
 A, B, C = (("1.2.1", "a" * 64), ("1.2.2", "b" * 64), ("1.2.3", "c" * 64))
@@ -181,3 +181,25 @@ def test_a_missing_folder_is_a_clear_error(database):
     if database.need_store().database is None:
         with pytest.raises(StoreError, match="kakehashi store init"):
             Cohorts.open(database.need_store())
+
+
+def test_a_cohort_has_so_many_versions_and_a_project_so_much_room(cohorts, monkeypatch):
+    monkeypatch.setattr(module, "MOST_VERSIONS", 2)
+    saved, other = save(cohorts), save(cohorts, name="other")
+    freeze(cohorts, saved, A)
+    second = freeze(cohorts, saved, A, B)
+    with pytest.raises(TooMuchFrozenError, match=r"'lung' was frozen 2 times"):
+        freeze(cohorts, saved, A, B, C)
+    assert freeze(cohorts, saved, A, B) == second  # the same list is no new one
+    assert [one.version for one in cohorts.versions(saved.id)] == [1, 2]
+    assert freeze(cohorts, other, C).version == 1
+    monkeypatch.setattr(module, "MOST_BYTES", 1)
+    with pytest.raises(TooMuchFrozenError, match="'ct' take up all"):
+        freeze(cohorts, other, A)
+    room = sum(len(module._pack(one)) for one in ([A], [A, B], [C]))
+    monkeypatch.setattr(module, "MOST_BYTES", room + 5)
+    with pytest.raises(TooMuchFrozenError):
+        freeze(cohorts, other, A)
+    assert freeze(cohorts, save(cohorts, project="mr"), A).version == 1  # each has its own room
+    monkeypatch.setattr(module, "MOST_BYTES", 2 * room)
+    assert freeze(cohorts, other, A).version == 2

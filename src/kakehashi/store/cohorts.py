@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 MOST_COHORTS = 1000
 """Cohorts that one project may keep."""
 
+MOST_VERSIONS = 100
+"""Lists that may be frozen from one cohort."""
+
+MOST_BYTES = 2_000_000_000
+"""Bytes that all frozen lists of a project may take up: some 40 million series."""
+
 _BATCH = 500
 
 _METADATA = sa.MetaData()
@@ -93,6 +99,10 @@ Member = tuple[str, str]
 
 class TooManyCohortsError(StoreError):
     """A project has :data:`MOST_COHORTS` already."""
+
+
+class TooMuchFrozenError(StoreError):
+    """A cohort has :data:`MOST_VERSIONS` lists, or a project's take up :data:`MOST_BYTES`."""
 
 
 class WithdrawnMeanwhileError(StoreError):
@@ -325,6 +335,8 @@ class Cohorts:
         ------
         WithdrawnMeanwhileError
             Something was withdrawn since, and may stand in the list.
+        TooMuchFrozenError
+            It is another list, and there is no room for one more.
         """
         sha256 = list_sha256(members)
         with transaction(self._engine) as connection:
@@ -341,6 +353,8 @@ class Cohorts:
                 version = before.version
             else:
                 version = before.version + 1 if before else 1
+                packed = _pack(members)
+                _check_room(connection, cohort, version, len(packed))
                 connection.execute(
                     sa.insert(_VERSIONS).values(
                         cohort=cohort.id,
@@ -348,7 +362,7 @@ class Cohorts:
                         query=cohort.query,
                         selections=cohort.selections,
                         sha256=sha256,
-                        members=_pack(members),
+                        members=packed,
                         frozen_by=by,
                         frozen_at=now(),
                     )
@@ -444,6 +458,25 @@ def _queue(connection: sa.Connection) -> int:
     # A write, so that SQLite takes its lock before anything is read, and PostgreSQL the row's.
     connection.execute(sa.update(_WITHDRAWALS).values(number=_WITHDRAWALS.c.number))
     return int(connection.execute(sa.select(_WITHDRAWALS.c.number)).scalar_one())
+
+
+def _check_room(connection: sa.Connection, cohort: SavedCohort, version: int, size: int) -> None:
+    # Versions are counted from 1, and none is ever removed.
+    if version > MOST_VERSIONS:
+        raise TooMuchFrozenError(
+            f"the cohort {cohort.name!r} was frozen {MOST_VERSIONS} times already; save its query "
+            "under another name and freeze that"
+        )
+    taken = (
+        sa.select(sa.func.sum(sa.func.length(_VERSIONS.c.members)))
+        .join(_SAVED, _SAVED.c.id == _VERSIONS.c.cohort)
+        .where(_SAVED.c.project == cohort.project)
+    )
+    if int(connection.execute(taken).scalar() or 0) + size > MOST_BYTES:
+        raise TooMuchFrozenError(
+            f"the frozen lists of the project {cohort.project!r} take up all of their "
+            f"{MOST_BYTES // 10**6} MB; freeze smaller ones, or ask the data managers"
+        )
 
 
 def _visible(project: str, person: str) -> sa.ColumnElement[bool]:

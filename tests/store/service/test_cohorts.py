@@ -397,5 +397,19 @@ def test_a_node_needs_nothing_but_the_standard_library_for_it():
     assert done.stdout.strip() == "[]"
 
 
+def test_no_room_for_another_list_is_said_and_is_no_matter_of_waiting(service, monkeypatch):
+    from kakehashi.store import cohorts
+
+    asker = service.asker("all")
+    saved = asker.post("cohorts", name="lists").ok()
+    asker.post(f"cohorts/{saved['id']}/freeze").ok()
+    asker.post("cohorts", name="lists", query="slices >= 32").ok()
+    monkeypatch.setattr(cohorts, "MOST_VERSIONS", 1)
+    answer = asker.post(f"cohorts/{saved['id']}/freeze")
+    assert (answer.status, answer.json["error"]) == (507, "full")
+    assert "'lists' was frozen 1 times already" in answer.json["message"]
+    assert "Retry-After" not in answer.headers
+
+
 def test_projects_of_these_tests_are_as_thought():
     assert set(PROJECTS) == {"all", "last", "none", "over", "part"}

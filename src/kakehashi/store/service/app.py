@@ -34,6 +34,7 @@ _STATUS = {
     "changed": 409,
     "malformed": 422,
     "limit": 429,
+    "full": 507,
     "slow": 503,
     "superseded": 503,
     "gone": 503,

@@ -6,7 +6,11 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from kakehashi.errors import RefusedError
-from kakehashi.store.cohorts import TooManyCohortsError, WithdrawnMeanwhileError
+from kakehashi.store.cohorts import (
+    TooManyCohortsError,
+    TooMuchFrozenError,
+    WithdrawnMeanwhileError,
+)
 from kakehashi.store.layout import BLOCK_SIZE
 from kakehashi.store.service import models
 from kakehashi.store.service.call import scope, scope_of
@@ -34,7 +38,7 @@ async def save(call: Call) -> models.CohortFacts:
             )
         )
     except TooManyCohortsError as error:
-        raise RefusedError("limit", str(error)) from None
+        raise RefusedError("full", str(error)) from None
     await call.audit("save", meant, await call.work(lambda: call.access.count(meant)))
     return _facts(saved)
 
@@ -91,6 +95,8 @@ async def freeze(call: Call) -> models.FrozenAnswer:
         frozen = await call.work(step)
     except WithdrawnMeanwhileError as error:
         raise RefusedError("changed", str(error)) from None
+    except TooMuchFrozenError as error:
+        raise RefusedError("full", str(error)) from None
     await call.audit("freeze", meant, len(frozen.members))
     return models.FrozenAnswer(**_version(frozen).model_dump(), count=len(frozen.members))
 

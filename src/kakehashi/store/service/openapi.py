@@ -22,6 +22,7 @@ _REFUSALS = {
     "409": "Something changed meanwhile; ask again.",
     "422": "The request cannot be understood.",
     "429": "The session asks for too much at a time.",
+    "507": "There is no room for another cohort or frozen list.",
     "503": "It took too long, or a newer request took its place.",
 }
 
