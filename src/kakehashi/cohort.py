@@ -374,6 +374,10 @@ class FrozenCohort:
         Series that were withdrawn since.
     manifest : dict
         Size and hash of each pack; what the session's reader checks against.
+    changed : tuple of str
+        SeriesInstanceUIDs of the list that were packed anew since, with slices that came late.
+        They are not the ones that were frozen, and not in :attr:`series`: freeze again to have
+        them.
     """
 
     id: str
@@ -383,6 +387,7 @@ class FrozenCohort:
     frozen_at: str
     tombstones: int
     manifest: dict[str, Any] = field(repr=False)
+    changed: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, cohort: str, version: int, *, client: Client | None = None) -> Self:
@@ -398,6 +403,7 @@ class FrozenCohort:
             frozen_at=found["frozen_at"],
             tombstones=found["tombstones"],
             manifest=found["manifest"],
+            changed=tuple(found["changed"]),
         )
 
     @property

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from kakehashi.config import Config
-from kakehashi.store.catalogue import Catalogue, Series
+from kakehashi.errors import StoreError
+from kakehashi.store.catalogue import Catalogue, Cohort, Series
 from kakehashi.store.indexing import catch_up, enter, opened
 from kakehashi.store.ingest import INCOMPLETE, Origin, add
 from kakehashi.store.layout import blocks_path, damaged_blocks
@@ -190,6 +191,33 @@ def test_a_view_holds_the_pack_that_it_was_built_with_until_it_is_built_again(st
     assert (first.cohort.version, second.cohort.version) == (1, 2)
     (row,) = store.catalogue.list_series()
     assert damaged_blocks(link, row.blocks) == []
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_a_view_never_links_another_pack_than_its_manifest_names(store, images, monkeypatch, built):
+    files = images()
+    store.add(*files[:4])
+    (row,) = store.catalogue.list_series()
+    link = store.root / "views/ct/series" / Path(row.path).name
+    if built:
+        build_view(store.config, "ct", store.catalogue)
+        store.add(files[4])
+    (before,) = store.catalogue.list_series()
+    freeze = store.catalogue.add_cohort
+
+    def meanwhile(cohort: Cohort) -> None:
+        store.add(*files[5:] if built else files[4:])
+        freeze(cohort)
+
+    monkeypatch.setattr(store.catalogue, "add_cohort", meanwhile)
+    with pytest.raises(StoreError, match="packed anew while the view was built"):
+        build_view(store.config, "ct", store.catalogue)
+    monkeypatch.undo()
+    assert store.catalogue.list_series() != [before]
+    assert link.exists() == built
+    assert not built or damaged_blocks(link, row.blocks) == []
+    build_view(store.config, "ct", store.catalogue)
+    assert damaged_blocks(link, store.catalogue.list_series()[0].blocks) == []
 
 
 @pytest.mark.parametrize("entered", [True, False])

@@ -203,7 +203,7 @@ def _build(layout: Layout, catalogue: Catalogue, project: Project, group: str) -
         with os.scandir(folder) as entries:
             there = {entry.name: entry.inode() for entry in entries}
         wanted: set[str] = set()
-        absent: list[Path] = []
+        absent: list[tuple[Path, int]] = []
         for row in rows:
             pack = layout.absolute(row.path)
             hashes = blocks_path(pack)
@@ -211,9 +211,9 @@ def _build(layout: Layout, catalogue: Catalogue, project: Project, group: str) -
             for source, inode in ((pack, found.pack), (hashes, found.hashes)):
                 wanted.add(source.name)
                 if there.get(source.name) != inode:
-                    absent.append(source)
+                    absent.append((source, inode))
         cohort = _freeze(catalogue, project.id, rows)
-        linked = sum(link_to(source, folder / source.name) for source in absent)
+        linked = sum(link_to(source, folder / source.name, inode) for source, inode in absent)
         _refuse_withdrawn(catalogue, rows, folder)
         sync_folder(folder)
         sha256 = _write_manifest(view, _manifest(cohort, rows), group)
@@ -320,10 +320,17 @@ def _freeze(catalogue: Catalogue, project: str, rows: list[Series]) -> Cohort:
     return cohort
 
 
-def link_to(source: Path, target: Path) -> bool:
-    """Make `target` the same file as `source`; say whether it was not yet."""
+def link_to(source: Path, target: Path, inode: int | None = None) -> bool:
+    """Make `target` the same file as `source`; say whether it was not yet.
+
+    Raises
+    ------
+    StoreError
+        The source is another file by now than the one with that inode; the target is as before.
+    """
     try:
         os.link(source, target)
+        _expect(target, inode)
     except FileExistsError:
         # Some file systems list other inodes than they state.
         if target.samefile(source):
@@ -331,8 +338,17 @@ def link_to(source: Path, target: Path) -> bool:
         part = target.with_name(target.name + PART)
         part.unlink(missing_ok=True)
         os.link(source, part)
+        _expect(part, inode)
         part.replace(target)
     return True
+
+
+def _expect(link: Path, inode: int | None) -> None:
+    if inode is not None and link.stat().st_ino != inode:
+        link.unlink()
+        raise StoreError(
+            f"a series was packed anew while the view was built ({link.stem}); build it again"
+        )
 
 
 def _manifest(cohort: Cohort, rows: list[Series]) -> bytes:

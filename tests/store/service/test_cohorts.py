@@ -272,6 +272,25 @@ def test_a_list_that_is_not_whole_any_more_is_not_cited_as_whole(service):
     assert later.sha256 == frozen.sha256
 
 
+def test_what_was_packed_anew_since_is_named_and_not_taken_for_what_was_frozen(service):
+    ask = client(service)
+    frozen = Cohort(client=ask).freeze("all")
+    assert frozen.changed == ()
+    late, hidden = service.rows[3], service.rows[4]
+    for row in (late, hidden):
+        service.catalogue.replace_series(dataclasses.replace(row, slices=9, blocks="f" * 64))
+    later = FrozenCohort.open(frozen.id, 1, client=ask)
+    assert later.changed == tuple(sorted((late.series_uid, hidden.series_uid)))
+    assert set(later.series) == set(frozen.series) - set(later.changed)
+    assert (later.complete, later.sha256) == (False, frozen.sha256)
+    again = Cohort(client=ask).freeze("all")
+    assert (again.version, again.series, again.changed) == (2, frozen.series, ())
+    # Of what the project may not see now, nothing is said.
+    only = project("all", tier=3, cohort={"series": [late.series_uid]})
+    object.__setattr__(service.parts, "project", {"all": only}.get)
+    assert FrozenCohort.open(frozen.id, 1, client=ask).changed == (late.series_uid,)
+
+
 def test_the_split_of_a_cohort_is_by_patient(service):
     parts = Cohort(client=client(service)).split()
     patient = {row.series_uid: row.patient_id for row in service.rows}

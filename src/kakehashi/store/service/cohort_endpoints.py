@@ -108,11 +108,12 @@ async def version(call: Call) -> None:
     frozen = await _frozen(call, saved, int(number) if _VERSION.fullmatch(number) else 0)
 
     def step() -> tuple[int, str]:
-        rows = _now(call, frozen)
+        rows, changed = _now(call, frozen)
         answer = models.VersionAnswer(
             **_version(frozen).model_dump(),
             count=len(rows),
             series=[row.series_uid for row in rows],
+            changed=changed,
             manifest=_manifest(saved, frozen, rows),
         )
         return len(rows), answer.model_dump_json()
@@ -146,15 +147,20 @@ async def _frozen(call: Call, saved: SavedCohort, number: int) -> Frozen:
     return frozen
 
 
-def _now(call: Call, frozen: Frozen) -> list[Series]:
-    """Return what of a fixed list is there and permitted now, as it was when it was fixed."""
+def _now(call: Call, frozen: Frozen) -> tuple[list[Series], list[str]]:
+    """Return what of a fixed list is there and permitted now, as it was when it was fixed.
+
+    Apart from these, the series that are permitted, and were packed anew since.
+    """
     blocks = dict(frozen.members)
-    rows = call.access.records(uid for uid, _ in frozen.members)
-    return [row for row in rows if row.blocks == blocks[row.series_uid]]
+    rows = list(call.access.records(blocks))
+    same = [row for row in rows if row.blocks == blocks[row.series_uid]]
+    return same, [row.series_uid for row in rows if row.blocks != blocks[row.series_uid]]
 
 
 async def _uids(call: Call, frozen: Frozen) -> set[str]:
-    return {row.series_uid for row in await call.work(lambda: _now(call, frozen))}
+    rows, _ = await call.work(lambda: _now(call, frozen))
+    return {row.series_uid for row in rows}
 
 
 def _facts(saved: SavedCohort) -> models.CohortFacts:

@@ -338,9 +338,14 @@ class FrozenAnswer(VersionFacts):
 
 
 class VersionAnswer(FrozenAnswer):
-    """``GET /v1/cohorts/ID/versions/N``; the manifest is as a project's view has one."""
+    """``GET /v1/cohorts/ID/versions/N``; the manifest is as a project's view has one.
+
+    Series that were packed anew since, and are thus others than those that were frozen, are not in
+    the list, but among the changed.
+    """
 
     series: list[str]
+    changed: list[str]
     manifest: dict[str, Any]
 
 
