@@ -14,7 +14,7 @@ from pydicom.multival import MultiValue
 from kakehashi.store.deidentify import content, kept, vocabulary
 from kakehashi.store.deidentify.actions import Action, tags_of
 from kakehashi.store.deidentify.dates import age_of, shift_date, shift_datetime, time_of
-from kakehashi.store.deidentify.numbers import SIZES, is_decimal, is_numeric
+from kakehashi.store.deidentify.numbers import SIZES, is_decimal, is_numeric, looks_like_text
 from kakehashi.store.deidentify.pixels import OFFSETS, PIXELS, fits_pixels, only_pixels
 from kakehashi.store.deidentify.private import safe_private
 from kakehashi.store.deidentify.report import clean_report, shows_identity, without_identity
@@ -43,7 +43,6 @@ _REQUIRED = tags_of(
     "SegmentLabel StructureSetLabel CodeMeaning UserContentLabel EntityLabel RTPlanLabel "
     "AcquisitionFieldOfViewLabel TreatmentSite"
 )
-_PRINTABLE = re.compile(rb"[ -~\n\r]+")
 _UID_LIKE = re.compile(r"\d+(?:\.\d+){5}")
 # A UID of a device has a registered root and parts below it; fewer dots may be any number.
 _DEVICE_UID = re.compile(r"\d+(?:\.\d+){4,}")
@@ -145,7 +144,8 @@ class Elements:
                 tag in node.elements and fits_pixels(node.elements[tag], node) for tag in OFFSETS
             )
         else:
-            good = not _looks_like_text(element)
+            value = element.source.value
+            good = not (isinstance(value, bytes) and looks_like_text(value))
         return _as_it_is(element) if good else None
 
     def _text(self, element: Element, node: Node) -> DataElement | None:
@@ -272,7 +272,8 @@ class Elements:
             # Only what is written as an id would be: a position or a rescale may have its digits.
             number = text.strip(" \0")
             return is_decimal(number) and not (
-                number.isdigit() and (self.matcher.is_number(number) or number in self.names.days)
+                number.isdigit()
+                and (self.matcher.is_number(number) or (len(number) > 7 and shows_identity(number)))
             )
         if element.tag == _ZONE_TAG:
             return _ZONE.fullmatch(text.strip()) is not None
@@ -290,11 +291,6 @@ class Elements:
             for item, done in zip(items, made, strict=True):
                 content.finish(item, done)
         return DataElement(element.tag, "SQ", Sequence(made))
-
-
-def _looks_like_text(element: Element) -> bool:
-    value = element.source.value
-    return isinstance(value, bytes) and bool(_PRINTABLE.fullmatch(value.rstrip(b"\0")))
 
 
 def _as_it_is(element: Element) -> DataElement | RawDataElement:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import struct
 from typing import TYPE_CHECKING, Any
@@ -27,8 +26,11 @@ SIZES = {vr: 4 if vr == "AT" else struct.calcsize(code) for vr, code in _CODES.i
 """Bytes of a value, by VR."""
 
 _PRINTABLE = re.compile(rb"[ -~\n\r]+")
-_LETTERS = re.compile(rb"[A-Za-z ^,.\n\r]+")
+_WRITTEN = re.compile(rb"[A-Za-z ^,.\n\r]+|[0-9 ()+\-./:]+")
+_JAPANESE = re.compile(r"[\u3041-\u30ff\u4e00-\u9fff]{2}")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f]")
 _SHORTEST = 6
+_LONG = 12
 # What is measured in or by an image lies between; text read as a number does as a rule not.
 _SMALLEST, _LARGEST = 1e-12, 1e12
 _DECIMAL = re.compile(r"[+-]?(?:\d{1,16}(?:\.\d{0,16})?|\.\d{1,16})(?:[eE][+-]?\d{1,3})?")
@@ -44,8 +46,8 @@ def is_numeric(value: Any, vr: str, *, most: int, little: bool) -> bool:
     """Say whether a value is what its VR says: whole numbers of bytes, and no text.
 
     Six printable bytes or more are text where they stand for integers; where they stand for
-    floating-point numbers, if these are absurd or the bytes are letters only, since one double
-    in a thousand is printable by chance.
+    floating-point numbers, if these are absurd, or the bytes letters or digits only, or twelve,
+    since one double in a thousand is printable by chance. So is Japanese in UTF-8.
 
     Parameters
     ----------
@@ -75,14 +77,27 @@ def is_numeric(value: Any, vr: str, *, most: int, little: bool) -> bool:
 
 def _is_text(raw: bytes, values: Iterable[float]) -> bool:
     raw = raw.rstrip(b"\0")
-    if len(raw) < _SHORTEST or not _PRINTABLE.fullmatch(raw):
+    if len(raw) < _SHORTEST or not looks_like_text(raw):
         return False
-    if _LETTERS.fullmatch(raw):
-        return True
     floats = [value for value in values if isinstance(value, float)]
-    return not floats or any(
-        value and not _SMALLEST < abs(value) < _LARGEST for value in floats if math.isfinite(value)
+    return (
+        not floats
+        or len(raw) >= _LONG
+        or _WRITTEN.fullmatch(raw) is not None
+        or any(value and not _SMALLEST < abs(value) < _LARGEST for value in floats)
     )
+
+
+def looks_like_text(raw: bytes) -> bool:
+    """Say whether bytes are printable as a whole, or Japanese in UTF-8."""
+    raw = raw.rstrip(b"\0")
+    if raw.isascii():
+        return _PRINTABLE.fullmatch(raw) is not None
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return _JAPANESE.search(text) is not None and not _CONTROL.search(text)
 
 
 def is_decimal(text: str) -> bool:

@@ -84,6 +84,8 @@ def only_pixels(element: Element, node: Node, syntax: str, *, little: bool) -> t
     size = (rows * columns * (samples or 1) * frames * bits + 7) // 8
     if not size:
         return b"", "the size of its pixel data is not said: text may be behind the last pixel"
+    if len(value) < size:
+        return b"", "pixel data are shorter than its size says: they may be no pixels"
     return (value[:size] + bytes(size % 2) if len(value) > size + size % 2 else value), ""
 
 
