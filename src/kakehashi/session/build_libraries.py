@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
+from kakehashi.compiling import compile_library
 from kakehashi.errors import SessionError
 
 SOURCES = Path(__file__).parent
@@ -13,7 +13,6 @@ NODUMP = "nodump.so"
 SHM = "shm.so"
 LIBRARIES = (NODUMP, SHM)
 
-COMPILER = ("cc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared")
 # Before glibc 2.34 what shm.c hands on to lives in libraries of their own; later they are empty.
 SYSTEM = ("-Wl,--no-as-needed", "-lpthread", "-lrt", "-ldl")
 
@@ -31,8 +30,16 @@ def build(folder: Path) -> tuple[Path, ...]:
     SessionError
         There is no C compiler, or it failed; the message holds what it said.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    return tuple(_compile(folder / name) for name in LIBRARIES)
+    return tuple(
+        compile_library(
+            (SOURCES / name).with_suffix(".c"),
+            folder / name,
+            options=("-O2",),
+            linked=SYSTEM,
+            error=SessionError,
+        )
+        for name in LIBRARIES
+    )
 
 
 def find(software: str, name: str) -> Path | None:
@@ -49,27 +56,6 @@ def find(software: str, name: str) -> Path | None:
         if path.is_file():
             return path
     return None
-
-
-def _compile(library: Path) -> Path:
-    source = (SOURCES / library.name).with_suffix(".c")
-    part = library.with_name(library.name + ".part")
-    try:
-        done = subprocess.run(
-            [*COMPILER, "-o", str(part), str(source), *SYSTEM],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except FileNotFoundError:
-        raise SessionError(
-            f"{library.name}: no C compiler (cc) found; install gcc, or copy the file from a "
-            "node of the same kind"
-        ) from None
-    if done.returncode != 0:
-        raise SessionError(f"{library.name}: the compiler failed:\n{done.stderr}")
-    part.replace(library)
-    return library
 
 
 if __name__ == "__main__":

@@ -30,9 +30,9 @@ from kakehashi.errors import StoreError
 from kakehashi.store import folders, portable
 from kakehashi.store.catalogue import Catalogue, now
 from kakehashi.store.cohorts import Cohorts
+from kakehashi.store.database import on_file
 from kakehashi.store.layout import PART, Layout, locked, replacing, sync_folder
 from kakehashi.store.leftout import WITHDRAWN, LeftOut
-from kakehashi.store.service.records import sqlite as service_engine
 from kakehashi.store.service.reports import Reports
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ def _scrub_service(
             path = folder / f"{name}.sqlite"
             if not path.exists():
                 continue
-            engine = service_engine(path)
+            engine = on_file(path)
             try:
                 if name == "cohorts":
                     Cohorts(engine).withdraw(series)

@@ -10,13 +10,12 @@ import datetime as dt
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import quote
 
 import sqlalchemy as sa
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.schema import CreateColumn
 
 from kakehashi.errors import StoreError
+from kakehashi.store.database import on_file, on_server, transaction
 from kakehashi.store.layout import Layout, give_to_group
 from kakehashi.store.query import Query, matches
 from kakehashi.store.sql import narrowing
@@ -316,26 +315,14 @@ class Catalogue:
             For an account that may only read it.
         """
         if store.database is not None:
-            try:
-                engine = sa.create_engine(store.database, hide_parameters=True)
-            except (SQLAlchemyError, ImportError, ValueError) as error:
-                # The URL may hold a password: name the setting, not its value.
-                raise StoreError(
-                    f"store.database cannot be used ({type(error).__name__}); expected an "
-                    "SQLAlchemy URL whose driver is installed"
-                ) from None
-            return cls(engine, reading=reading)
+            return cls(on_server(store.database), reading=reading)
         path = Layout(store.root).catalogue
         if not path.parent.is_dir():
             raise StoreError(f"{path.parent} is not there; make it with `kakehashi store init`")
         if not reading:
             path.touch(mode=0o640)  # names of patients' studies are not for everyone here
             give_to_group(path, f"{store.account_prefix}view")
-        query = {"mode": "ro" if reading else "rw", "uri": "true"}
-        url = sa.URL.create("sqlite", database=f"file:{quote(str(path))}", query=query)
-        engine = sa.create_engine(url, connect_args={"timeout": 30}, hide_parameters=True)
-        sa.event.listen(engine, "connect", _overwrite_what_is_deleted)
-        return cls(engine, reading=reading)
+        return cls(on_file(path, reading=reading), reading=reading)
 
     def close(self) -> None:
         """Close all connections."""
@@ -355,11 +342,8 @@ class Catalogue:
         StoreError
             The database refused.
         """
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except SQLAlchemyError as error:
-            raise _explain(error) from error
+        with transaction(self._engine) as connection:
+            yield connection
 
     def add_series(self, row: Series) -> None:
         """Add a series that is not there yet."""
@@ -604,16 +588,6 @@ def _note_changes(connection: sa.Connection, series_uids: Iterable[str]) -> None
     }
     if new := sorted(wanted - known):
         connection.execute(sa.insert(_CHANGES), [{"series_uid": uid} for uid in new])
-
-
-def _overwrite_what_is_deleted(connection: Any, _record: object) -> None:
-    # Who withdrew must be gone from the file too, not only from the tables.
-    connection.execute("PRAGMA secure_delete = ON")
-
-
-def _explain(error: SQLAlchemyError) -> StoreError:
-    cause = getattr(error, "orig", None) or error
-    return StoreError(f"the catalogue's database refused: {str(cause).strip()}")
 
 
 def _values(row: Series) -> dict[str, Any]:

@@ -19,7 +19,8 @@ import sqlalchemy as sa
 
 from kakehashi.errors import StoreError
 from kakehashi.store.catalogue import now
-from kakehashi.store.service.records import open_engine, transaction
+from kakehashi.store.database import transaction
+from kakehashi.store.service.records import open_engine
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import sqlalchemy as sa
-from sqlalchemy.exc import SQLAlchemyError
-
 from kakehashi.errors import StoreError
+from kakehashi.store.database import on_file, on_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
+
+    import sqlalchemy as sa
 
     from kakehashi.config import StoreHost
 
@@ -39,14 +37,7 @@ def open_engine(store: StoreHost, name: str) -> sa.Engine:
         The setting cannot be used, or the folder is missing.
     """
     if store.database is not None:
-        try:
-            return sa.create_engine(store.database, hide_parameters=True)
-        except (SQLAlchemyError, ImportError, ValueError) as error:
-            # The URL may hold a password: name the setting, not its value.
-            raise StoreError(
-                f"store.database cannot be used ({type(error).__name__}); expected an SQLAlchemy "
-                "URL whose driver is installed"
-            ) from None
+        return on_server(store.database)
     path = folder(store.root) / f"{name}.sqlite"
     try:
         _make(path)
@@ -54,18 +45,7 @@ def open_engine(store: StoreHost, name: str) -> sa.Engine:
         raise StoreError(
             f"{path}: cannot be made ({error.strerror}); run `kakehashi store init` first"
         ) from error
-    return sqlite(path)
-
-
-def sqlite(path: Path) -> sa.Engine:
-    """Return a file of the service as a database in which nothing deleted is left."""
-    engine = sa.create_engine(
-        sa.URL.create("sqlite", database=str(path)),
-        connect_args={"timeout": 30},
-        hide_parameters=True,
-    )
-    sa.event.listen(engine, "connect", _overwrite_what_is_deleted)
-    return engine
+    return on_file(path)
 
 
 def _make(path: Path) -> None:
@@ -84,20 +64,3 @@ def _make(path: Path) -> None:
             os.fchown(descriptor, owner.st_uid, owner.st_gid)
     finally:
         os.close(descriptor)
-
-
-def _overwrite_what_is_deleted(connection: object, _record: object) -> None:
-    # A withdrawn person's data must be gone from the file, too, not only from the tables.
-    connection.execute("PRAGMA secure_delete = ON")  # type: ignore[attr-defined]
-    connection.execute("PRAGMA foreign_keys = ON")  # type: ignore[attr-defined]
-
-
-@contextmanager
-def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Do all of it or nothing; what the database refuses is a :class:`StoreError`."""
-    try:
-        with engine.begin() as connection:
-            yield connection
-    except SQLAlchemyError as error:
-        cause = getattr(error, "orig", None) or error
-        raise StoreError(f"the service's database refused: {str(cause).strip()}") from error

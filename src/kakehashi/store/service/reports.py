@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Self, cast
 import sqlalchemy as sa
 
 from kakehashi.errors import StoreError
-from kakehashi.store.service.records import open_engine, transaction
+from kakehashi.store.database import transaction
+from kakehashi.store.service.records import open_engine
 
 if TYPE_CHECKING:
     import sqlite3
