@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kakehashi.errors import StoreError
-from kakehashi.store.receive.asking import understand
+from kakehashi.store.receive.asking import Asker, understand
 from kakehashi.store.receive.entry import Receipt
 from kakehashi.store.receive.journal import Journal
 from kakehashi.store.receive.offer import Offer, Verdict
@@ -125,3 +125,25 @@ def test_a_process_that_is_told_to_stop_as_it_ends_touches_no_other(run, monkeyp
     third.associate()
     for client, sop in ((first, "1.2.3.4"), (third, "1.2.3.5")):
         assert client.store(sop, data_set(sop)) == 0
+
+
+def test_a_process_that_falls_silent_and_stays_holds_up_no_other(run, tmp_path, monkeypatch):
+    """The listener must not wait for the end of one that only closed its channel."""
+    broken, enter = tmp_path / "broken", Asker.enter
+
+    def stays(asker: Asker, facility: str) -> bool:
+        if broken.exists():
+            broken.unlink()
+            asker._channel.close()
+            signal.pause()
+        return enter(asker, facility)
+
+    monkeypatch.setattr(Asker, "enter", stays)
+    receiver = run()
+    broken.touch()
+    first = receiver.call()
+    with pytest.raises(GONE):
+        first.associate()
+    second = receiver.call()
+    second.associate()
+    second.release()

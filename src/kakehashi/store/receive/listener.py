@@ -323,6 +323,8 @@ class _Listener:
         self._poll.unregister(child.channel)
         del self._children[child.channel.fileno()]
         child.channel.close()
+        # It ends, or says nothing more and goes on: nobody waits for that.
+        os.kill(child.pid, signal.SIGKILL)
         _, status = os.waitpid(child.pid, 0)
         if status:
             _LOG.error("%s: the association's process ended with %d", child.address, status)
