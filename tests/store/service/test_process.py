@@ -165,6 +165,34 @@ def test_what_a_session_saw_stands_in_the_trail_when_the_service_ends(store, tmp
     assert record.detail == {"project": "ct", "rows": 7, "series": 0, "thumbnails": 0}
 
 
+def test_what_was_sought_stands_in_no_file_that_more_people_may_read(store, tmp_path):
+    """A name may be sought; what somebody saves is kept, where the service alone reads it."""
+    port = free_port()
+    path = tmp_path / "kakehashi.toml"
+    path.write_text(written(store, port))
+    book = granted(store)
+    redeem(book)
+    book.close()
+    with started(path):
+        key = load_key(AuthorityLayout(store).keys / "catalogue")
+        token = Tokens(key).issue(SESSION, "ct", "sato", time.time() + 600).reveal()
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        for address, body in (
+            ("search", {"text": "SOUGHT"}),
+            ("page", {"query": "'SOUGHT' in description"}),
+            ("cohorts", {"name": "n", "query": "'SAVED' in description"}),
+        ):
+            sent = json.dumps(body).encode()
+            connection.request("POST", f"/v1/{address}", sent, {"Authorization": f"Bearer {token}"})
+            answer = connection.getresponse()
+            assert (answer.status, answer.read()[:1]) == (200, b"{")
+        connection.close()
+    files = {one: one.read_bytes() for one in store.rglob("*") if one.is_file()}
+    assert [one for one, content in files.items() if b"sought" in content.lower()] == []
+    (saved,) = [one for one, content in files.items() if b"SAVED" in content]
+    assert saved.stat().st_mode & 0o077 == 0
+
+
 def redeem(book: Book) -> None:
     now = time.time()
     with book.transaction():
