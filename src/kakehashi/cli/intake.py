@@ -116,7 +116,7 @@ def _opened(settings: Config) -> Iterator[Intake]:
     from kakehashi.store.catalogue import Catalogue
     from kakehashi.store.deidentify import Deidentifier
     from kakehashi.store.indexing import opened
-    from kakehashi.store.intake import Intake, Parser
+    from kakehashi.store.intake import Intake, Packer, Parser
     from kakehashi.store.receive import Inbox
     from kakehashi.store.service.reports import Reports
 
@@ -125,6 +125,7 @@ def _opened(settings: Config) -> Iterator[Intake]:
         inbox = Inbox(store.root)
     key = _key(settings)
     parser = Parser(key, names(store).intake)
+    packer = Packer(store.root, names(store).intake)
     catalogue = Catalogue.open(store)
     reports = Reports.open(store)
     try:
@@ -134,11 +135,13 @@ def _opened(settings: Config) -> Iterator[Intake]:
             inbox=inbox,
             deidentifier=Deidentifier(key),
             parser=parser,
+            packer=packer,
             reports=reports,
             index=opened(store),
             as_receiver=lambda: acting_as(names(store).receiver),
         )
     finally:
         parser.close()
+        packer.close()
         reports.close()
         catalogue.close()

@@ -56,7 +56,13 @@ class Walls:
         return [name for name, stands in words.items() if not stands]
 
 
-def confine(account: str | None, *, write: Iterable[str] = (), processes: int = 0) -> Walls:
+def confine(
+    account: str | None,
+    *,
+    read: Iterable[str] = (),
+    write: Iterable[str] = (),
+    processes: int = 0,
+) -> Walls:
     """Give up every right but to compute, and to read software.
 
     Call it when all that is needed was imported, and before anything from outside was looked at;
@@ -66,8 +72,8 @@ def confine(account: str | None, *, write: Iterable[str] = (), processes: int = 
     ----------
     account : str or None
         Who to be from now on. As another than root, or with None, this process stays who it is.
-    write : iterable of str
-        Folders to write in.
+    read, write : iterable of str
+        Folders to read in besides software, and to write in.
     processes : int
         How many threads the account may have besides this one.
 
@@ -109,7 +115,7 @@ def confine(account: str | None, *, write: Iterable[str] = (), processes: int = 
         os.dup2(null, standard)
     os.close(null)
     software = (*_SOFTWARE, sys.prefix, sys.base_prefix, *filter(os.path.isabs, sys.path))
-    landlock.restrict(landlock.Rules(software, write, (), (), ()))
+    landlock.restrict(landlock.Rules((*software, *read), write, (), (), ()))
     return Walls(becomes, network, landlock.abi() > 0, _filter_calls())
 
 

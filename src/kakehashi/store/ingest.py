@@ -44,7 +44,7 @@ from kakehashi.store.pack import PackInfo, pack_instances
 from kakehashi.store.repack import packed_instances
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import pydicom
 
@@ -74,6 +74,19 @@ class Progress(Protocol):
 
     def slices(self, done: int, total: int) -> None:
         """Report slices of the series that is being packed."""
+
+
+class Packing(Protocol):
+    """What makes the pack of a series; see :func:`kakehashi.store.pack.pack_instances`."""
+
+    def __call__(
+        self,
+        instances: Sequence[Instance],
+        out: Path,
+        *,
+        on_slice: Callable[[int, int], None] | None = None,
+    ) -> PackInfo:
+        """Pack instances that were read already."""
 
 
 class _Silent:
@@ -139,6 +152,7 @@ def add(
     *,
     origin: Origin = Origin(),
     study_short: bool | None = None,
+    pack: Packing = pack_instances,
 ) -> AddReport:
     """Take files into the store.
 
@@ -154,6 +168,8 @@ def add(
         From where the files are, and who may have them.
     study_short : bool, optional
         Whether fewer objects of the files' study came than were stated; as before by default.
+    pack : callable, optional
+        What makes a pack; by default it is made in this process.
 
     Returns
     -------
@@ -181,6 +197,7 @@ def add(
                 progress or _Silent(),
                 origin=origin,
                 study_short=study_short,
+                pack=pack,
             )
             return run.add(sources)
     except OSError as error:
@@ -214,7 +231,9 @@ class _Run:
         *,
         origin: Origin,
         study_short: bool | None,
+        pack: Packing,
     ) -> None:
+        self._make = pack
         self._origin = origin
         self._study_short = study_short
         self._group = f"{store.account_prefix}view"
@@ -351,7 +370,7 @@ class _Run:
         out = self._layout.pack(series)
         self._folder(out.parent)
         try:
-            info = pack_instances([*found.old, *found.good], out, on_slice=self._progress.slices)
+            info = self._make([*found.old, *found.good], out, on_slice=self._progress.slices)
         except PackError as error:
             return str(error)
         except _DECODING as error:

@@ -18,7 +18,7 @@ from kakehashi.store.catalogue import Catalogue
 from kakehashi.store.deidentify import Deidentifier, load_key
 from kakehashi.store.dicom import tolerant
 from kakehashi.store.indexing import opened
-from kakehashi.store.intake import Intake, Parser
+from kakehashi.store.intake import Intake, Packer, Parser
 from kakehashi.store.receive import Inbox
 from kakehashi.store.receive.entry import Receipt
 from kakehashi.store.receive.offer import Offer, Verdict
@@ -73,6 +73,7 @@ class Hospital:
     deidentifier: Deidentifier
     reports: Reports
     parsers: list[Parser] = field(default_factory=list)
+    packers: list[Packer] = field(default_factory=list)
 
     @property
     def root(self) -> Path:
@@ -81,20 +82,22 @@ class Hospital:
     def intake(self, **others: Any) -> Intake:
         """An intake as a process that was started just now has it."""
         self.parsers.append(Parser(load_key(self.root / KEY), None))
+        self.packers.append(Packer(self.root, None))
         return Intake(
             self.config.need_store(),
             self.catalogue,
             inbox=self.inbox,
             deidentifier=self.deidentifier,
             parser=self.parsers[-1],
+            packer=self.packers[-1],
             reports=self.reports,
             index=opened(self.config.need_store()),
             **others,
         )
 
     def close(self) -> None:
-        for parser in self.parsers:
-            parser.close()
+        for child in [*self.parsers, *self.packers]:
+            child.close()
         self.reports.close()
         self.catalogue.close()
 

@@ -67,11 +67,6 @@ class Child:
         self._running: _Running | None = None
         self._warned = False
 
-    @property
-    def fresh(self) -> bool:
-        """Whether the next question would start it."""
-        return self._running is None
-
     def ask(
         self,
         facts: dict[str, Any],
@@ -82,6 +77,9 @@ class Child:
         descriptors: Sequence[int] = (),
     ) -> Message:
         """Ask something, and return the answer.
+
+        A child that ends over it, and was there before, is started anew and asked once more: what
+        it was asked before may have brought it to where it was.
 
         Parameters
         ----------
@@ -102,10 +100,27 @@ class Child:
         StoreError
             It does not start.
         """
+        before = self._running
+        try:
+            return self._ask(facts, memory, seconds, longest, descriptors)
+        except Ended:
+            if before is None:
+                raise
+        return self._ask(facts, memory, seconds, longest, descriptors)
+
+    def _ask(
+        self,
+        facts: dict[str, Any],
+        memory: int,
+        seconds: float,
+        longest: int,
+        descriptors: Sequence[int],
+    ) -> Message:
         running = self._running
         if running is None or memory > running.room:
             self.end()
-            running = self._running = self._start(max(ROOM, memory))
+            # In powers of two, so that series that grow a little do not start it each time.
+            running = self._running = self._start(max(ROOM, 1 << (memory - 1).bit_length()))
         until = time.monotonic() + seconds
         try:
             running.channel.settimeout(seconds)
@@ -190,6 +205,8 @@ def _end(process: subprocess.Popen[bytes], channel: socket.socket) -> None:
 def serve(
     prepare: Callable[[dict[str, Any]], Callable[[Message], tuple[dict[str, Any], bytes]]],
     *,
+    read: Sequence[str] = (),
+    write: Sequence[str] = (),
     processes: int = 0,
 ) -> None:
     """Be a child: get ready, give up all rights, and answer until the parent is gone.
@@ -199,7 +216,7 @@ def serve(
     prepare : callable
         Gets what was said first, and gives what answers a message; it is called when all rights
         are given up already.
-    processes : int
+    read, write, processes
         See :func:`kakehashi.store.confine.confine`.
     """
     channel = socket.socket(fileno=int(sys.argv[1]))
@@ -207,7 +224,10 @@ def serve(
         first = hear(channel).facts
         try:
             own = memory_in_use()
-            walls = confine(first["account"], processes=processes)
+            if "folder" in first:
+                # Later it has no right to the folders above.
+                os.chdir(first["folder"])
+            walls = confine(first["account"], read=read, write=write, processes=processes)
             answer = prepare(first)
         except Exception as error:
             # Nothing from outside was looked at yet; standard error may be gone already.

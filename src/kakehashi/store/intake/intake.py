@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from kakehashi.store.catalogue import Catalogue, Series
     from kakehashi.store.deidentify import Deidentifier
     from kakehashi.store.facets import Index
+    from kakehashi.store.intake.packer import Packer
     from kakehashi.store.intake.parser import Parsed, Parser
     from kakehashi.store.intake.reports import Reports
     from kakehashi.store.receive import Entry, Inbox
@@ -112,6 +113,8 @@ class Intake:
         Says what became of an identifier; it sees no object.
     parser : Parser
         De-identifies objects.
+    packer : Packer
+        Packs series.
     reports : Reports
         Gets the text of reports.
     index : Index
@@ -131,6 +134,7 @@ class Intake:
         inbox: Inbox,
         deidentifier: Deidentifier,
         parser: Parser,
+        packer: Packer,
         reports: Reports,
         index: Index,
         as_receiver: Callable[[], AbstractContextManager[None]] = nullcontext,
@@ -141,6 +145,7 @@ class Intake:
         self._catalogue = catalogue
         self._inbox = inbox
         self._parser = parser
+        self._packer = packer
         self._reports = reports
         self._index = index
         self._as_receiver = as_receiver
@@ -172,6 +177,8 @@ class Intake:
         pause = PAUSE_S
         behind = True
         with locked(self._store.root / "staging" / ".lock", wait=False), tolerant():
+            # A run before may have been cut off while it packed.
+            self._packer.clear()
             while not stop.is_set():
                 try:
                     if behind:
@@ -203,6 +210,7 @@ class Intake:
             Another intake runs at this store, or something failed.
         """
         with locked(self._store.root / "staging" / ".lock", wait=False), tolerant():
+            self._packer.clear()
             while self.take():
                 pass
             self.finish(quiet_s=0)
@@ -385,6 +393,7 @@ class Intake:
             images,
             origin=staged.origin,
             study_short=known.study_short,
+            pack=self._packer,
         )
         self.progress.packed += len(report.packed)
         self.progress.kept += len(report.kept)

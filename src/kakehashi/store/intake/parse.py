@@ -35,6 +35,8 @@ def prepare(first: dict[str, Any]) -> Callable[[Message], tuple[dict[str, Any], 
 
     def answer(message: Message) -> tuple[dict[str, Any], bytes]:
         descriptor = -1 if message.descriptor is None else message.descriptor
+        # A parser before this one may have been at it.
+        os.lseek(descriptor, 0, os.SEEK_SET)
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             try:
                 return _deidentified(file, deidentifier, message.facts["facility"])

@@ -98,38 +98,27 @@ class Parser:
             The child does not start.
         """
         size = os.fstat(descriptor).st_size
-        fresh = self._child.fresh
         try:
-            return self._ask(descriptor, facility, size)
-        except Ended as ended:
-            if fresh:
-                raise Unreadable(str(ended)) from ended
-        # One that was before it may have brought the child to where it was.
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        try:
-            return self._ask(descriptor, facility, size)
+            answer = self._child.ask(
+                {"facility": facility},
+                memory=MEMORY + COPIES * size,
+                seconds=SECONDS + size / 1e6,
+                longest=2 * size + _ROOM,
+                descriptors=[descriptor],
+            )
         except Ended as ended:
             raise Unreadable(str(ended)) from ended
-
-    def close(self) -> None:
-        """End the child."""
-        self._child.end()
-
-    def _ask(self, descriptor: int, facility: str, size: int) -> Parsed:
-        answer = self._child.ask(
-            {"facility": facility},
-            memory=MEMORY + COPIES * size,
-            seconds=SECONDS + size / 1e6,
-            longest=2 * size + _ROOM,
-            descriptors=[descriptor],
-        )
         if isinstance(reason := answer.facts.get("refused"), str):
             raise Unreadable(f"cannot be read: {plain(reason)}")
         try:
             return _checked(answer)
         except ValueError as error:
             self._child.end()
-            raise Ended(f"its parser ended: what it said makes no sense ({error})") from error
+            raise Unreadable(f"what its parser says of it makes no sense: {error}") from error
+
+    def close(self) -> None:
+        """End the child."""
+        self._child.end()
 
 
 def _checked(answer: Message) -> Parsed:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from kakehashi.errors import StoreError
 from kakehashi.store.dicom import UID
 from kakehashi.store.ingest import Origin
+from kakehashi.store.intake.packer import FOLDER, clear
 from kakehashi.store.layout import PART, replacing, sync_folder
 
 if TYPE_CHECKING:
@@ -135,6 +136,8 @@ class Staging:
 
         What was set aside and does not say whose it is goes too: it could be theirs.
         """
+        # A run may have been cut off while it packed.
+        clear(self._folder / FOLDER)
         gone = 0
         for folder in (self._folder / _ASIDE).glob("*"):
             try:
