@@ -36,7 +36,7 @@ PEOPLE = (
     Person("tanaka", "田中 花子", ("lung-ct",), "ka0001", "researcher in one project"),
     Person("suzuki", "鈴木 一郎", ("lung-ct", "brain-mr"), "ka0002", "researcher in two projects"),
     Person("sato", "佐藤 美咲", ("sarcoma-review",), "ka0003", "reviewer"),
-    Person("yamada", "山田 太郎", ("portal-admins",), "ka0004", "administrator"),
+    Person("yamada", "山田 太郎", ("portal-admins",), "ka0004", "administrator, sees Arrivals"),
     Person("canary", "カナリア", ("canary",), "ka0005", "by whom operators verify a site"),
     Person("kimura", "木村 健", (), None, "no project"),
 )

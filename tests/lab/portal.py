@@ -168,6 +168,7 @@ class Portal:
     def _receive_toml(self) -> str:
         if not self.senders:
             return ""
+        # Nobody waits ten minutes in front of a demo.
         return '[store.receive]\nbind = "127.0.0.1"\nquiet_minutes = 0.2\n' + "".join(
             "[[store.receive.senders]]\n"
             f"facility = {json.dumps(facility)}\n"
