@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from kakehashi.config import Config
-from kakehashi.store import fsckareas
 from kakehashi.store.catalogue import Catalogue
 from kakehashi.store.facets import Index
 from kakehashi.store.facets.files import Reader
@@ -49,14 +48,6 @@ def made(tmp_path_factory):
         assert send(inbox, path) == "stored"
     inbox.quarantine(next(inbox.entries()), "a person must look at it")
     Staging(root).put(SERIES, "1.2.392.2", Origin("F01", 2), "p1", files[0].read_bytes())
-    # Old enough to be judged.
-    with contextlib.closing(sqlite3.connect(root / "catalogue.sqlite")) as record:
-        record.execute("UPDATE series SET added_at = '2026-01-01T00:00:00Z'")
-        record.commit()
-    shutil.rmtree(root / "facets")
-    catalogue = Catalogue.open(config.need_store())
-    catch_up(config.need_store(), catalogue, opened(config.need_store()))
-    catalogue.close()
     return root
 
 
@@ -267,9 +258,9 @@ def test_what_is_wrong_is_found_where_it_is_and_nothing_is_changed(filled, name)
     assert everything(filled.root) == before
 
 
-def test_what_was_packed_just_now_may_be_in_no_index_yet(filled, monkeypatch):
+def test_what_was_packed_just_now_may_be_in_no_index_yet(filled):
     index(filled).withdraw([first(filled)])
-    monkeypatch.setattr(fsckareas, "YOUNG_S", 1e12)
+    row(filled, "INSERT INTO series_changes VALUES (?)", first(filled))
     report = fsck(filled.config, filled.catalogue)
     assert (report.findings, report.young) == ([], 1)
 

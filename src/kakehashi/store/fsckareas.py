@@ -5,7 +5,6 @@ Nothing here changes a file, or makes one: also not a folder that is not there y
 
 from __future__ import annotations
 
-import datetime as dt
 import hashlib
 import json
 import time
@@ -17,7 +16,7 @@ from kakehashi.store.dicom import UID, read_head, tolerant
 from kakehashi.store.facets import Index
 from kakehashi.store.facets.compare import as_indexed
 from kakehashi.store.facets.index import INDEX
-from kakehashi.store.fsckfinding import STALE_S, YOUNG_S, Finding, blocks_of
+from kakehashi.store.fsckfinding import STALE_S, Finding, blocks_of
 from kakehashi.store.layout import PART, Layout
 from kakehashi.store.query import TRUE, any_of
 from kakehashi.store.receive.entry import HEADER_SIZE, Receipt, read_receipt
@@ -254,8 +253,8 @@ class Areas:
             return [Finding("facets-row", path, what, _BUILD)]
         if said == as_indexed(rows[0]):
             return []
-        added = dt.datetime.fromisoformat(rows[0].added_at)
-        if (dt.datetime.now(dt.UTC) - added).total_seconds() < YOUNG_S:
+        if uid in self._catalogue.changes():
+            # The intake enters it soon, and at its next start for sure.
             self._young.add(rows[0].path)
             return []
         wrong = "has not got the series" if said is None else "says something else of the series"
