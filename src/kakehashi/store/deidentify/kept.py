@@ -7,9 +7,6 @@ import unicodedata
 from functools import cache, lru_cache
 from typing import Any, cast
 
-from pydicom.sr._concepts_dict import concepts
-from pydicom.sr._snomed_dict import mapping
-
 from kakehashi.store.deidentify import vocabulary
 from kakehashi.store.deidentify.actions import words_of
 from kakehashi.store.deidentify.report import shows_identity
@@ -117,6 +114,9 @@ def _is_clean(text: str) -> bool:
 
 @cache
 def _meanings() -> dict[tuple[str, str], str]:
+    from pydicom.sr._concepts_dict import concepts  # noqa: PLC0415 - a second, only for codes
+    from pydicom.sr._snomed_dict import mapping  # noqa: PLC0415 - the same
+
     known = cast("dict[str, dict[str, dict[str, tuple[str, Any]]]]", concepts)
     found = {
         (scheme.upper(), value.upper()): meaning
