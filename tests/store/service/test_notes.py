@@ -127,6 +127,43 @@ def test_a_trail_that_cannot_be_written_loses_nothing_and_gives_nothing(trail):
     assert trail.records()[1] == looked(rows=1100)
 
 
+def test_no_search_is_given_while_an_earlier_one_could_not_be_written(trail):
+    trail.audit.path.mkdir()
+    for _ in range(3):
+        with pytest.raises(AuditError):
+            trail.notes.add(SEARCH)
+    trail.audit.path.rmdir()
+    trail.notes.add(SEARCH)
+    ((kind, detail),) = trail.records()
+    assert (kind, detail["searches"], detail["series"]) == ("catalogue.search", 4, 12)
+
+
+def test_when_a_minutes_searches_cannot_be_written_the_next_are_not_given(trail):
+    trail.notes.add(SEARCH)
+    trail.notes.add(SEARCH)
+    trail.now = SEARCH_S
+    kept = trail.audit.path.rename(trail.audit.path.with_name("kept"))
+    trail.audit.path.mkdir()
+    for _ in range(2):
+        with pytest.raises(AuditError):
+            trail.notes.flush()
+        with pytest.raises(AuditError):
+            trail.notes.add(SEARCH)
+    trail.audit.path.rmdir()
+    kept.rename(trail.audit.path)
+    trail.notes.flush()
+    assert [detail["searches"] for _, detail in trail.records()] == [1, 3]
+
+
+def test_who_searches_fast_leaves_no_more_rows_unsaid_than_who_turns_pages(trail):
+    most = MOST_UNSAID["search"]
+    for number in range(2 * most // 200):
+        trail.notes.add(replace(SEARCH, count=200, query_digest=f"d{number}"))
+    said = sum(int(detail["series"]) for _, detail in trail.records())
+    assert 200 + most <= said <= 2 * most
+    assert [detail["searches"] for _, detail in trail.records()] == [1, most // 200]
+
+
 def test_who_waits_for_the_disk_holds_up_nobody_else(tmp_path):
     going_on, waiting = threading.Event(), threading.Event()
 

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 GIVEN = frozenset({"export", "freeze", "version", "diff"})
 """What gives out lists: a record each."""
 
-MOST_UNSAID = {"page": 1000, "series": 100, "thumbnail": 100}
-"""What shows single series, and how many of them stand in no record yet at most."""
+MOST_UNSAID = {"page": 1000, "search": 1000, "series": 100, "thumbnail": 100}
+"""What shows series, and how many of them stand in no record yet at most."""
 
 SEARCH_S = 60.0
-"""Seconds whose searches become one record, but for the first."""
+"""Seconds whose searches become one record, but for the first, and if they found less than that."""
 
 _MOST_QUERIES = 50
 _log = logging.getLogger("kakehashi.catalogue")
@@ -83,7 +83,7 @@ class Notes:
         )
         if event.kind in GIVEN:
             self._write(event, event.kind, series=event.count, query_digest=event.query_digest)
-        elif event.kind == "search" or event.kind in MOST_UNSAID:
+        elif event.kind in MOST_UNSAID:
             with self._lock:
                 self._add(event)
 
@@ -96,9 +96,10 @@ class Notes:
             if event.query_digest is not None and len(seen.queries) < _MOST_QUERIES:
                 seen.queries[event.query_digest] = None
             # The first at once: that there was a search stands there whatever happens next.
-            if seen.searched_at is None:
-                seen.searched_at = self._clock()
+            if self._is_due(seen) or seen.found >= MOST_UNSAID["search"]:
                 self._say_searches(seen)
+                # Only now: what could not be written is due still, and the next is not given.
+                seen.searched_at = self._clock()
             return
         seen.shown[event.kind] += event.count
         if seen.shown[event.kind] >= MOST_UNSAID[event.kind]:
@@ -113,15 +114,18 @@ class Notes:
             The trail cannot be written; what was not written stays due.
         """
         with self._lock:
-            now = self._clock()
             for session, seen in list(self._sessions.items()):
-                over = everything or seen.last.expires <= now
-                if seen.searched_at is not None and (over or now - seen.searched_at >= SEARCH_S):
+                over = everything or seen.last.expires <= self._clock()
+                if over or self._is_due(seen):
                     self._say_searches(seen)
                     seen.searched_at = None
                 if over:
                     self._say_shown(seen)
                     del self._sessions[session]
+
+    def _is_due(self, seen: _Seen) -> bool:
+        """Say whether searches are to be written that stand in no record, if there are any."""
+        return seen.searched_at is None or self._clock() - seen.searched_at >= SEARCH_S
 
     def _say_searches(self, seen: _Seen) -> None:
         if not seen.searches:
