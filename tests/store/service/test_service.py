@@ -21,6 +21,7 @@ import pytest
 from kakehashi.config import Config
 from kakehashi.secret import Secret
 from kakehashi.store.catalogue import Kept, Series
+from kakehashi.store.layout import blocks_path
 from kakehashi.store.query import COLUMNS, value_of
 from kakehashi.store.service import models
 from kakehashi.store.service.access import row_of
@@ -408,25 +409,8 @@ def test_an_export_is_cut_and_seen_to_be_cut_when_the_session_ends(service, monk
 
 def test_a_thumbnail_is_the_middle_slice_of_the_pack(tmp_path, packed):
     image = pytest.importorskip("PIL.Image")
-    rows = []
     names = ["ct_enhanced", "mr_adc", "sts_ct", "sts_pet"]
-    for number, name in enumerate(names):
-        facts = dataclasses.asdict(packed(name).info.facts)
-        made = packed(name)
-        path = tmp_path / "packs" / f"{number}.ozx"
-        path.parent.mkdir(exist_ok=True)
-        shutil.copy(made.path, path)
-        rows.append(
-            Series(
-                **facts,
-                facility="F01",
-                tier=2,
-                path=f"packs/{number}.ozx",
-                size=made.info.size,
-                blocks=made.info.blocks,
-                added_at="2026-01-01T00:00:00Z",
-            )
-        )
+    rows = [_with_pack(packed(name), tmp_path, number) for number, name in enumerate(names)]
     with running(config(tmp_path), rows) as service:
         asker = service.asker("all")
         for name, row in zip(names, rows, strict=True):
@@ -452,6 +436,60 @@ def test_a_thumbnail_is_the_middle_slice_of_the_pack(tmp_path, packed):
         broken = asker.get(f"series/{rows[0].series_uid}/thumbnail")
         assert (broken.status, broken.json["error"]) == (500, "internal")
         assert str(tmp_path) not in broken.body.decode()
+
+
+def _with_pack(made, root, number):
+    """Put a pack and its block hashes into a store; return its row."""
+    pack = root / "packs" / f"{number}.ozx"
+    pack.parent.mkdir(exist_ok=True)
+    for source, target in ((made.path, pack), (blocks_path(made.path), blocks_path(pack))):
+        shutil.copy(source, target)
+    return Series(
+        **dataclasses.asdict(made.info.facts),
+        facility="F01",
+        tier=2,
+        path=f"packs/{number}.ozx",
+        size=made.info.size,
+        blocks=made.info.blocks,
+        added_at="2026-01-01T00:00:00Z",
+    )
+
+
+def test_no_picture_is_drawn_of_a_pack_that_is_newer_than_its_row(tmp_path, packed):
+    """What came late may be of a higher tier; the row says so only when the pack is in place."""
+    row = _with_pack(packed("ct_enhanced"), tmp_path, 0)
+    with running(config(tmp_path), [row]) as service:
+        asker = service.asker("part")
+        assert asker.get(f"series/{row.series_uid}/thumbnail").status == 200
+        # The hashes come first, then the pack, at last the row.
+        for name in (".blocks", ".ozx"):
+            newer = packed("ct_chest").path.with_suffix(name)
+            shutil.copy(newer, tmp_path / "new")
+            (tmp_path / "new").rename(tmp_path / "packs" / f"0{name}")
+            answer = asker.get(f"series/{row.series_uid}/thumbnail")
+            assert (answer.status, answer.json["error"]) == (503, "packing")
+        settled = dataclasses.replace(
+            row, size=packed("ct_chest").info.size, blocks=packed("ct_chest").info.blocks
+        )
+        service.catalogue.replace_series(settled)
+        assert asker.get(f"series/{row.series_uid}/thumbnail").status == 200
+        assert [event.kind for event in service.events] == ["thumbnail", "thumbnail"]
+
+
+def test_no_picture_is_given_of_a_series_whose_tier_rose_while_it_was_drawn(
+    tmp_path, packed, monkeypatch
+):
+    row = _with_pack(packed("ct_enhanced"), tmp_path, 0)
+    with running(config(tmp_path), [row]) as service:
+
+        def rises(*drawn):
+            service.catalogue.replace_series(dataclasses.replace(row, tier=3))
+            return window(*drawn)
+
+        monkeypatch.setattr("kakehashi.store.service.thumbnail.window", rises)
+        assert service.asker("part").get(f"series/{row.series_uid}/thumbnail").status == 404
+        assert service.events == []
+        assert service.asker("all").get(f"series/{row.series_uid}/thumbnail").status == 200
 
 
 def _decoded(image, body):

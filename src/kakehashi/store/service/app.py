@@ -38,6 +38,7 @@ _STATUS = {
     "slow": 503,
     "superseded": 503,
     "gone": 503,
+    "packing": 503,
 }
 """HTTP status of each code; every other refusal is 403."""
 

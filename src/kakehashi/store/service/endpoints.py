@@ -94,7 +94,8 @@ async def thumbnail(call: Call) -> None:
     asked = call.parameters(models.ThumbnailQuery)
     row = await _permitted(call)
     path = call.parts.layout.absolute(row.path)
-    picture = await call.work(lambda: pictures.thumbnail(path, row.body_part, asked.size))
+    picture = await call.work(lambda: pictures.thumbnail(path, row, asked.size))
+    await _permitted(call)  # it may have got another row, with another tier, since the first look
     await call.audit("thumbnail", None, 1)
     call.handler.set_header("Content-Type", "image/png")
     call.handler.write(picture)

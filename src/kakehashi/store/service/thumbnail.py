@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kakehashi.errors import RefusedError, StoreError
 from kakehashi.imaging.ozip import LEVELS, FileReader, Pack, open_pack
+from kakehashi.store.layout import blocks_path
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from kakehashi.store.catalogue import Series
 
 SMALLEST, LARGEST = 16, 512
 """Pixels of a picture's longer side."""
@@ -27,15 +32,15 @@ _WINDOWS = (
 )
 
 
-def thumbnail(path: Path, body_part: str | None, size: int) -> bytes:
+def thumbnail(path: Path, row: Series, size: int) -> bytes:
     """Return a picture of a packed series.
 
     Parameters
     ----------
     path : Path
         The pack.
-    body_part : str or None
-        As the catalogue has it; chooses the window of a CT.
+    row : Series
+        What the pack has to be. Its body part chooses the window of a CT.
     size : int
         Pixels of the longer side; the shorter one follows from the size of a pixel in mm.
 
@@ -46,10 +51,14 @@ def thumbnail(path: Path, body_part: str | None, size: int) -> bytes:
 
     Raises
     ------
+    RefusedError
+        Another pack lies there than the row says, as its row comes after it; the code is
+        ``packing``.
     StoreError
         The pack is missing or damaged.
     """
     with FileReader(path) as reader:
+        _expect(row, path, reader)
         pack = open_pack(reader)
         level = _level(pack, size)
         image = pack.slice(pack.array(level).shape[0] // 2, level)
@@ -57,7 +66,7 @@ def thumbnail(path: Path, body_part: str | None, size: int) -> bytes:
     height, width = image.shape[0] * step_y, image.shape[1] * step_x
     scale = size / max(height, width)
     shape = max(1, round(height * scale)), max(1, round(width * scale))
-    low, high = window(pack.modality, body_part, image)
+    low, high = window(pack.modality, row.body_part, image)
     grey = np.clip((_resampled(image, shape) - low) / (high - low), 0, 1)
     if pack.modality == "PT":
         grey = 1 - grey  # uptake is read dark on white
@@ -107,6 +116,20 @@ def png(grey: NDArray[np.uint8]) -> bytes:
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _expect(row: Series, path: Path, opened: FileReader) -> None:
+    """Refuse a pack that is not the one of its row, once it is open.
+
+    A pack comes into place after its hashes: with those of the row, what was opened before is it.
+    """
+    hashes = blocks_path(path)
+    try:
+        found = hashlib.sha256(hashes.read_bytes()).hexdigest()
+    except OSError as error:
+        raise StoreError(f"{hashes}: cannot be read ({error.strerror})") from error
+    if opened.size != row.size or found != row.blocks:
+        raise RefusedError("packing", "the series is being packed anew; ask again in a moment")
 
 
 def _level(pack: Pack, size: int) -> int:
