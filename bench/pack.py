@@ -259,11 +259,13 @@ def main() -> None:
             share = sizes["pack, its voxels alone"] / sizes[NIFTI.name]
             name = f"{volume.name}: bytes of the voxels of NIfTI.gz's"
             goals.append(at_most(name, (share,), 0.85, ""))
-        # A dozen slices lie in one row of chunks: there is little to leave out.
-        for act, least in ((list(acts)[2], 10), (list(acts)[3], 15)):
-            ours, theirs = (values[f"{volume.name}: {act}, {kind.name}"] for kind in (PACK, NIFTI))
-            ratios = [one / other for one, other in zip(theirs, ours, strict=True)]
-            goals.append(at_least(f"{volume.name}: {act}, times as fast", ratios, least))
+            # A dozen slices lie in one row of chunks: there is little to leave out.
+            for act, least in ((list(acts)[2], 10), (list(acts)[3], 15)):
+                ours, theirs = (
+                    values[f"{volume.name}: {act}, {kind.name}"] for kind in (PACK, NIFTI)
+                )
+                ratios = [one / other for one, other in zip(theirs, ours, strict=True)]
+                goals.append(at_least(f"{volume.name}: {act}, times as fast", ratios, least))
     report(TITLE, series, goals, tables=tables, quick=options.quick, path=options.json)
 
 
