@@ -9,12 +9,14 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from kakehashi.config import Config
+from kakehashi.store import fsckareas
 from kakehashi.store.catalogue import Catalogue
 from kakehashi.store.facets import Index
 from kakehashi.store.facets.files import Reader
@@ -162,6 +164,15 @@ CASES: dict[str, tuple[Callable[[StoreUnderTest], object], str, str]] = {
         "received-damaged",
         "cannot be read",
     ),
+    "the journal cannot be read": (
+        lambda s: (
+            shutil.rmtree(s.root / "receive/journal"),
+            (s.root / "receive/journal/1.jsonl").mkdir(parents=True),
+            (s.root / "receive/journal/.lock").touch(),
+        ),
+        "received-damaged",
+        "cannot be read",
+    ),
     "a file without a row": (
         lambda s: shutil.copy(one(s.root / RECEIVED, "*.dcm"), s.root / RECEIVED / "other.dcm"),
         "received-unknown",
@@ -263,6 +274,45 @@ def test_what_was_packed_just_now_may_be_in_no_index_yet(filled):
     row(filled, "INSERT INTO series_changes VALUES (?)", first(filled))
     report = fsck(filled.config, filled.catalogue)
     assert (report.findings, report.young) == ([], 1)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_what_comes_and_goes_while_the_inbox_is_listed_is_not_damage(filled, monkeypatch, lost):
+    inbox = Inbox(filled.root)
+    coming = [*files_of("pet_uneven"), *files_of("mr_adc")[3:]]
+    names, number = fsckareas._names, count()
+
+    def meanwhile(folder: Path) -> list[str]:
+        """Take one object over, and receive another, just before the inbox is listed."""
+        if folder == inbox.folders.inbox:
+            inbox.discard(*[one for one in inbox.entries() if one.path.exists()][:1])
+            assert send(inbox, coming[next(number)]) == "stored"
+        return names(folder)
+
+    expected = []
+    if lost:
+        victim = list(inbox.entries())[-1].path
+        victim.unlink()
+        expected = [("received-lost", f"{RECEIVED}/{victim.name}")]
+    monkeypatch.setattr(fsckareas, "_names", meanwhile)
+    assert [(one.kind, one.path) for one in findings(filled)] == expected
+    assert next(number) >= 2  # it did change between journal and listing
+
+
+def test_the_second_look_judges_only_what_the_first_one_found(filled):
+    """An object that is lost between the looks was there in the first: the next check tells."""
+    early, late = [entry.path for entry in Inbox(filled.root).entries()]
+    early.unlink()
+    early_found = f"{RECEIVED}/{early.name}"
+
+    class Later:
+        def at(self, stage: str, done: int, total: int | None, read: int) -> None:
+            if stage == "facets":
+                late.unlink(missing_ok=True)
+
+    found = fsck(filled.config, filled.catalogue, progress=Later()).findings
+    assert [one.path for one in found] == [early_found]
+    assert len(findings(filled)) == 2
 
 
 def test_a_run_that_is_stopped_goes_on_among_the_received(filled):

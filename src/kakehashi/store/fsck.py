@@ -172,6 +172,10 @@ class _Stage:
     keys: Callable[[str], Iterator[str]]
     look: Callable[[str], list[Finding]]
     table: str | None = None
+    again: Callable[[str, list[Finding]], list[Finding]] | None = None
+
+    def look_again(self, key: str, before: list[Finding]) -> list[Finding]:
+        return self.look(key) if self.again is None else self.again(key, before)
 
 
 class _Run:
@@ -188,7 +192,12 @@ class _Run:
                 _Stage("kept", checks.kept_after, checks.kept, "kept"),
                 _Stage("folders", checks.folders_after, checks.folder),
                 _Stage("views", checks.views_after, checks.view),
-                _Stage("received", checks.received_after, checks.received),
+                _Stage(
+                    "received",
+                    checks.received_after,
+                    checks.received,
+                    again=checks.received_again,
+                ),
                 _Stage("staged", checks.staged_after, checks.staged),
                 _Stage("facets", checks.facets_after, checks.facets),
             )
@@ -211,8 +220,8 @@ class _Run:
                     self._repair(finding)
             # What is being taken in, built or withdrawn at this moment is not wrong.
             for name, found in state.wrong.items():
-                for key in found:
-                    found[key] = self._stages[name].look(key)
+                for key, findings in found.items():
+                    found[key] = self._stages[name].look_again(key, findings)
             after = self._wrong(state)
         self._file.unlink(missing_ok=True)
         repaired = [finding for finding in before if finding not in after] if repair else []

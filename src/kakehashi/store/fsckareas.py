@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from kakehashi.store.query import TRUE, any_of
 from kakehashi.store.receive.entry import HEADER_SIZE, Receipt, read_receipt
 from kakehashi.store.receive.folders import Folders
 from kakehashi.store.receive.inbox import IN, NOT_AS_RECEIVED
-from kakehashi.store.receive.journal import Journal
+from kakehashi.store.receive.journal import ForeignPosition, Journal
 from kakehashi.store.receive.quarantine import Quarantine
 
 if TYPE_CHECKING:
@@ -73,10 +74,21 @@ class Areas:
 
     def received(self, key: str) -> list[Finding]:
         """Look at an object that was received, or at all rows of the journal."""
+        return self._received(key)
+
+    def received_again(self, key: str, before: list[Finding]) -> list[Finding]:
+        """Look once more at what was wrong; of the journal's rows, only at those."""
+        base = self._folders.inbox
+        paths = [self._layout.absolute(finding.path) for finding in before]
+        # If the journal itself could not be read, nothing is known of any name.
+        known = key == _JOURNAL and all(path.parent == base for path in paths)
+        return self._received(key, {path.name for path in paths} if known else None)
+
+    def _received(self, key: str, suspects: set[str] | None = None) -> list[Finding]:
         area, _, name = key.partition("/")
         try:
             if area == _JOURNAL:
-                return self._journal()
+                return self._journal(suspects)
             if area == _INBOX:
                 return self._waiting(self._folders.inbox / name)
             return self._held(name)
@@ -86,16 +98,22 @@ class Areas:
             path = self._layout.relative(self._folders.base / key)
             return [Finding("received-damaged", path, f"cannot be read: {error}", _AGAIN)]
 
-    def _journal(self) -> list[Finding]:
-        waiting: dict[str, int] = {}
-        for position, row in Journal(self._folders.journal).rows():
-            if row["kind"] == IN:
-                waiting[Receipt.from_json(row).name] = position
-            elif "of" in row and waiting.get(str(row["name"])) == row["of"]:
-                del waiting[str(row["name"])]
-        there = set(_names(self._folders.inbox))
-        inbox = self._layout.relative(self._folders.inbox)
-        lost, unknown = sorted(waiting.keys() - there), sorted(there - waiting.keys())
+    def _journal(self, suspects: set[str] | None) -> list[Finding]:
+        journal, folder = Journal(self._folders.journal), self._folders.inbox
+        waiting = _Waiting(journal)
+        waiting.follow()
+        if suspects is None:
+            suspects = waiting.since.keys() ^ set(_names(folder))
+        if not suspects:
+            return []
+        # What was noted meanwhile is read before the lock is taken, which holds up who receives.
+        waiting.follow()
+        with journal.held():
+            waiting.follow(held=True)
+            there = {name for name in suspects if os.path.lexists(folder / name)}
+        said = suspects & waiting.since.keys()
+        inbox = self._layout.relative(folder)
+        lost, unknown = sorted(said - there), sorted(there - said)
         what = "it was acknowledged and not taken over, and its file is gone"
         return [
             *(Finding("received-lost", f"{inbox}/{name}", what, _AGAIN) for name in lost),
@@ -266,6 +284,30 @@ class Areas:
         except StoreError as error:
             return str(error)
         return ""
+
+
+class _Waiting:
+    """The names that wait for their intake by the journal, with the positions of their rows."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._end = 0
+        self.since: dict[str, int] = {}
+
+    def follow(self, *, held: bool = False) -> None:
+        """Read the rows that came since the last time."""
+        try:
+            rows = self._journal.rows(self._end, held=held)
+        except ForeignPosition:
+            # The file that ended there was dropped, or all of the journal was lost.
+            self.since.clear()
+            rows = self._journal.rows(held=held)
+        for position, row in rows:
+            if row["kind"] == IN:
+                self.since[Receipt.from_json(row).name] = position
+            elif "of" in row and self.since.get(str(row["name"])) == row["of"]:
+                del self.since[str(row["name"])]
+        self._end = rows.end
 
 
 def _names(folder: Path) -> list[str]:

@@ -62,6 +62,7 @@ class Checks:
         self.young: set[str] = set()
         self._areas = Areas(layout, catalogue, pace, self.young)
         self.received_after, self.received = self._areas.received_after, self._areas.received
+        self.received_again = self._areas.received_again
         self.staged_after, self.staged = self._areas.staged_after, self._areas.staged
         self.facets_after, self.facets = self._areas.facets_after, self._areas.facets
 
