@@ -276,6 +276,31 @@ def test_what_was_packed_just_now_may_be_in_no_index_yet(filled):
     assert (report.findings, report.young) == ([], 1)
 
 
+LONG_AGO = "UPDATE series SET added_at = '2020-01-01T00:00:00Z' WHERE series_uid = ?"
+
+
+@pytest.mark.parametrize(
+    ("level", "old", "expected"),
+    [(True, True, []), (False, False, []), (False, True, ["facets-row"])],
+)
+def test_a_listed_change_excuses_only_where_the_index_will_follow_it(
+    filled, monkeypatch, level, old, expected
+):
+    uid = first(filled)
+    index(filled).withdraw([uid])
+    row(filled, "INSERT INTO series_changes VALUES (?)", uid)
+    if not level:
+        index(filled).set_mark("of another catalogue")
+    if old:
+        row(filled, LONG_AGO, uid)
+    # All of the list, read for each series, is quadratic.
+    monkeypatch.setattr(Catalogue, "changes", None)
+    for only in ((), (uid,)):
+        report = fsck(filled.config, filled.catalogue, series=only)
+        assert [one.kind for one in report.findings] == expected
+        assert report.young == (not expected)
+
+
 @pytest.mark.parametrize("lost", [False, True])
 def test_what_comes_and_goes_while_the_inbox_is_listed_is_not_damage(filled, monkeypatch, lost):
     inbox = Inbox(filled.root)

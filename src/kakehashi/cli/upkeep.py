@@ -99,7 +99,8 @@ def fsck(
         for finding in report.findings:
             _print(f"{finding.kind:14} {finding.path}: {finding.what}; {finding.todo}")
         counted = ", ".join(f"{count} {what}" for what, count in report.checked.items())
-        young = f"; {report.young} files are too young to be judged" if report.young else ""
+        waiting = "not judged yet (files younger than an hour, series that wait for the index)"
+        young = f"; {report.young} {waiting}" if report.young else ""
         _print(
             f"{len(report.findings)} findings; {counted} looked at since {report.since}, "
             f"{report.read / MB:,.1f} MB read{young}"

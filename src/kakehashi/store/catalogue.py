@@ -363,6 +363,12 @@ class Catalogue:
         with self.transaction() as connection:
             return sorted(connection.scalars(sa.select(_CHANGES.c.series_uid)))
 
+    def has_change(self, series_uid: str) -> bool:
+        """Say whether a series is among :meth:`changes`."""
+        query = sa.select(_CHANGES.c.series_uid).where(_CHANGES.c.series_uid == series_uid)
+        with self.transaction() as connection:
+            return connection.scalar(query) is not None
+
     def mark(self) -> str | None:
         """Return what :meth:`followed` noted the last time, None before the first."""
         with self.transaction() as connection:

@@ -70,7 +70,8 @@ class FsckReport:
     read : int
         Bytes read in this run.
     young : int
-        Files without a row that are not judged, as they may be such as are being added.
+        What is not judged yet: files without a row that may be such as are being added, and
+        series that wait to be entered into the index.
     since : str
         When the check began that this run ended, ISO 8601, UTC.
     """
@@ -208,7 +209,12 @@ class _Run:
         for done, uid in enumerate(series, start=1):
             findings += self._checks.series(uid)
             self._progress.at("series", done, len(series), self._pace.taken)
-        return FsckReport(findings, checked={"series": len(series)}, read=self._pace.taken)
+        return FsckReport(
+            findings,
+            checked={"series": len(series)},
+            read=self._pace.taken,
+            young=len(self._checks.young),
+        )
 
     def all(self, *, resume: bool, repair: bool) -> FsckReport:
         state = self._earlier() if resume else _State()

@@ -5,6 +5,7 @@ Nothing here changes a file, or makes one: also not a folder that is not there y
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from kakehashi.store.dicom import UID, read_head, tolerant
 from kakehashi.store.facets import Index
 from kakehashi.store.facets.compare import as_indexed
 from kakehashi.store.facets.index import INDEX
-from kakehashi.store.fsckfinding import STALE_S, Finding, blocks_of
+from kakehashi.store.fsckfinding import STALE_S, YOUNG_S, Finding, blocks_of
 from kakehashi.store.layout import PART, Layout
 from kakehashi.store.query import TRUE, any_of
 from kakehashi.store.receive.entry import HEADER_SIZE, Receipt, read_receipt
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from kakehashi.store.catalogue import Catalogue
+    from kakehashi.store.catalogue import Catalogue, Series
     from kakehashi.store.pace import Pace
 
 _JOURNAL, _INBOX, _QUARANTINE = "journal", "inbox", "quarantine"
@@ -49,7 +50,8 @@ class Areas:
     catalogue : Catalogue
     pace : Pace
     young : set of str
-        Gets the paths of what is too young to be judged.
+        Gets the paths of what is too young to be judged: files without a row, and series that
+        wait for the index.
     """
 
     def __init__(self, layout: Layout, catalogue: Catalogue, pace: Pace, young: set[str]) -> None:
@@ -271,12 +273,17 @@ class Areas:
             return [Finding("facets-row", path, what, _BUILD)]
         if said == as_indexed(rows[0]):
             return []
-        if uid in self._catalogue.changes():
+        if self._catalogue.has_change(uid) and (self._level() or _is_young(rows[0])):
             # The intake enters it soon, and at its next start for sure.
             self._young.add(rows[0].path)
             return []
         wrong = "has not got the series" if said is None else "says something else of the series"
         return [Finding("facets-row", path, f"the index {wrong} {uid}", _BUILD)]
+
+    def _level(self) -> bool:
+        """Say whether the index was level once with this catalogue, whose changes it follows."""
+        mark = self._index.mark
+        return mark is not None and mark == self._catalogue.mark()
 
     def _broken(self) -> str:
         try:
@@ -308,6 +315,10 @@ class _Waiting:
             elif "of" in row and self.since.get(str(row["name"])) == row["of"]:
                 del self.since[str(row["name"])]
         self._end = rows.end
+
+
+def _is_young(row: Series) -> bool:
+    return time.time() - dt.datetime.fromisoformat(row.added_at).timestamp() < YOUNG_S
 
 
 def _names(folder: Path) -> list[str]:

@@ -49,7 +49,8 @@ class Checks:
     Attributes
     ----------
     young : set of str
-        Files without a row that may be such as are being added.
+        Files without a row that may be such as are being added, and packs of series that wait for
+        the index.
     """
 
     def __init__(
