@@ -7,15 +7,23 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from typer.testing import CliRunner
 
 from kakehashi.audit import Audit
+from kakehashi.cli import projects as commands
 from kakehashi.cli.projects import tell_the_store
 from kakehashi.config import Config, load
 from kakehashi.errors import AuditError, ConfigError, StoreError
+from kakehashi.store import view
 from kakehashi.store.authority.layout import Layout as AuthorityLayout
+from kakehashi.store.layout import Layout
 from kakehashi.store.projects import Projects
+
+if TYPE_CHECKING:
+    from click.testing import Result
 
 WANTED = {
     "id": "nodules",
@@ -119,11 +127,13 @@ def test_an_ended_project_is_gone_for_good_and_its_history_stays(desk):
     ]
     for call in (
         lambda: desk.projects.approve("nodules", "suzuki", "2026-2", LAST),
-        lambda: desk.projects.end("nodules", "suzuki", "again"),
         lambda: desk.projects.request(WANTED, "tanaka"),
     ):
         with pytest.raises(StoreError, match="nodules"):
             call()
+    recorded = desk.records()
+    assert desk.projects.end("nodules", "tanaka", "again") == ended
+    assert desk.records() == recorded
 
 
 def test_an_approval_is_renewed_with_a_new_number_and_day(desk):
@@ -208,7 +218,7 @@ def test_an_approval_that_the_store_could_not_read_is_refused_before_it_is_writt
 
 
 STORE = """
-import json, os, signal, sys
+import fcntl, json, os, signal, sys
 run, takes = sys.argv[1:]
 pid = 10
 def write():
@@ -221,6 +231,8 @@ def read_anew(*_):
     write()
     os.write(1, b"heard\\n")  # a print could be under way
 signal.signal(signal.SIGHUP, read_anew)
+lock = open(f"{run}/serve.lock", "a")
+fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 write()
 with open(f"{run}/serve.pid", "w") as file:
     file.write(str(os.getpid()))
@@ -265,23 +277,103 @@ def test_a_running_store_that_keeps_what_it_had_is_no_success(desk, running):
     assert store.stdout.readline() == "heard\n"
 
 
-def test_a_project_ends_also_if_the_running_store_does_not_hear_it(desk, running, monkeypatch):
-    from typer.testing import CliRunner
+def test_what_got_the_pid_of_a_store_that_was_killed_is_sent_nothing(desk, running):
+    running("takes").kill()
+    with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as stranger:
+        (AuthorityLayout(desk.root).run / "serve.pid").write_text(f"{stranger.pid}\n")
+        assert "does not run" in tell_the_store(desk.config, patience_s=0)
+        stranger.stdin.close()
+        assert stranger.wait() == 0  # SIGHUP would have ended it
 
-    from kakehashi.cli import projects as commands
 
-    desk.projects.request(WANTED, "tanaka")
-    desk.projects.approve("nodules", "suzuki", "2026-1", LAST)
-    running("keeps")
-    ended: list[str] = []
-    monkeypatch.setattr(commands, "TAKEN_OVER_S", 0)
-    monkeypatch.setattr(commands, "StoreTrail", lambda _config: desk.audit)
-    monkeypatch.setattr(
-        commands, "end_sessions", lambda _config, project, *_: ended.append(project) or []
-    )
-    command = ["end", "nodules", "--by", "suzuki", "--reason", "over", "--config", str(desk.file)]
-    done = CliRunner().invoke(commands.app, command)
+class Ending:
+    """`project end` of an approved project with a view; what it has done, in order."""
+
+    def __init__(self, desk, monkeypatch) -> None:
+        self.desk = desk
+        self.view = Layout(desk.root).view("nodules")
+        self.view.mkdir(parents=True)
+        self.done: list[str] = []
+        self.stops_at: str | None = None
+        desk.projects.request(WANTED, "tanaka")
+        desk.projects.approve("nodules", "suzuki", "2026-1", LAST)
+        monkeypatch.setattr(commands, "TAKEN_OVER_S", 0)
+        monkeypatch.setattr(commands, "StoreTrail", lambda _config: desk.audit)
+        monkeypatch.setattr(commands, "end_sessions", self._end_sessions)
+        monkeypatch.setattr(view, "remove_view", self._remove_view)
+
+    def _end_sessions(self, _config, project, *_) -> list[str]:
+        self._step("sessions")
+        assert project == "nodules"
+        return []
+
+    def _remove_view(self, config, project, whole=view.remove_view) -> int:
+        self._step("view")
+        return whole(config, project)
+
+    def _step(self, name: str) -> None:
+        if self.stops_at == name:
+            raise KeyboardInterrupt
+        self.done.append(name)
+
+    def run(self) -> Result:
+        file = str(self.desk.file)
+        command = ["end", "nodules", "--by", "suzuki", "--reason", "over", "--config", file]
+        return CliRunner().invoke(commands.app, command)
+
+
+@pytest.fixture
+def ending(desk, monkeypatch) -> Ending:
+    return Ending(desk, monkeypatch)
+
+
+def test_a_project_ends_also_if_the_running_store_does_not_hear_it(ending, running):
+    store = running("keeps")
+    done = ending.run()
     assert isinstance(done.exception, StoreError)
     assert "has not taken it over" in str(done.exception)
-    assert ended == ["nodules"]
-    assert desk.active() == {"fixed"}
+    assert store.stdout.readline() == "heard\n"
+    assert ending.done[:2] == ["sessions", "view"]
+    assert not ending.view.exists()
+    assert ending.desk.active() == {"fixed"}
+
+
+def test_nobody_has_a_view_or_a_session_while_the_running_store_is_waited_for(
+    ending, running, monkeypatch
+):
+    running("keeps")
+    monkeypatch.setattr(commands, "TAKEN_OVER_S", 60)
+    waited: list[tuple[list[str], bool]] = []
+
+    def sleep(_seconds: float) -> None:
+        waited.append(([*ending.done], ending.view.exists()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands.time, "sleep", sleep)
+    done = ending.run()
+    assert waited == [(["sessions", "view"], False)]
+    assert "waiting up to 60 s" in done.output
+
+
+def test_who_got_a_session_before_the_store_took_the_end_over_loses_it_too(
+    ending, running, monkeypatch
+):
+    monkeypatch.setattr(commands, "TAKEN_OVER_S", 30)
+    running("takes")
+    assert ending.run().exit_code == 0
+    assert ending.done == ["sessions", "view", "sessions"]
+
+
+@pytest.mark.parametrize("step", ["sessions", "view"])
+def test_an_end_that_was_cut_off_is_repeated(ending, step):
+    ending.stops_at = step
+    assert ending.run().exit_code != 0
+    assert ending.view.exists()
+    recorded = ending.desk.records()
+    ending.stops_at = None
+    done = ending.run()
+    assert done.exit_code == 0, done.output
+    assert "does not run" in done.output
+    assert not ending.view.exists()
+    assert "sessions" in ending.done
+    assert ending.desk.records() == recorded

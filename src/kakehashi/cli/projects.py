@@ -33,6 +33,7 @@ By = Annotated[str, typer.Option(help="Who says so; it stands in the audit trail
 TAKEN_OVER_S = 30.0
 """Seconds that a running store has to take over what was changed."""
 _LOOK_S = 0.1
+_ENDED = "the project has ended"
 Id = Annotated[str, typer.Argument(metavar="PROJECT", help="The project's id.")]
 
 
@@ -61,16 +62,53 @@ def tell_the_store(config: Config, patience_s: float | None = None) -> str:
     StoreError
         It runs, and goes on with the configuration of before.
     """
+    run = _run_folder(config)
+    return _wait_for(run, _call(run), patience_s)
+
+
+def _run_folder(config: Config) -> Path:
     from kakehashi.store.authority.layout import Layout
+
+    return Layout(config.need_store().root).run
+
+
+def _call(run: Path) -> int | None:
+    """Tell a running store to read its configuration; return its authority's pid, if it runs."""
     from kakehashi.store.authority.services import Services
 
-    run = Layout(config.need_store().root).run
+    # A store that was killed leaves its pid behind, and by now that may be any process's.
+    if not _is_served(run):
+        return None
     try:
         before = Services.read(run).authority
         os.kill(int((run / "serve.pid").read_text(encoding="ascii")), signal.SIGHUP)
     except (OSError, ValueError, StoreError):
+        return None
+    return before
+
+
+def _is_served(run: Path) -> bool:
+    """Say whether a supervisor holds the lock that it has for as long as it runs."""
+    from kakehashi.store.layout import locked
+
+    lock = run / "serve.lock"
+    if not lock.exists():
+        return False
+    try:
+        with locked(lock, wait=False):
+            return False
+    except StoreError:
+        return True
+
+
+def _wait_for(run: Path, before: int | None, patience_s: float | None = None) -> str:
+    """Wait until the store that was called has another authority; see :func:`tell_the_store`."""
+    from kakehashi.store.authority.services import Services
+
+    if before is None:
         return "the store does not run; it reads this when it starts"
     patience_s = TAKEN_OVER_S if patience_s is None else patience_s
+    typer.echo(f"waiting up to {patience_s:g} s for the running store to take this over")
     until = time.monotonic() + patience_s
     while True:
         # Only with a configuration that it took does it start its authority anew.
@@ -146,26 +184,29 @@ def end(
     reason: Annotated[str, typer.Option(help="Why.")],
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
-    """End an approved project: running sessions end, and its view is taken away."""
+    """End an approved project: running sessions end, and its view is taken away.
+
+    It can be interrupted and repeated.
+    """
     from kakehashi.store.view import remove_view
 
     before = configuration.load(config)
     _projects(before).end(project, by, reason)
-    refused = None
-    try:
-        told = tell_the_store(before)
-    except StoreError as error:
-        told, refused = "", error
-    # Also then: sessions that run end, and nobody can read the view any more.
-    ended = end_sessions(before, project, by, "the project has ended")
+    run = _run_folder(before)
+    called = _call(run)
+    # Not after the wait, which may be long: what was given away before ends now.
+    ended = end_sessions(before, project, by, _ENDED)
     remove_view(before, project)
     typer.echo(
         f"{project}: ended, with {len(ended)} session(s); its work folder stays until somebody "
         "removes it"
     )
-    if refused is not None:
-        raise refused
-    typer.echo(told)
+    try:
+        typer.echo(_wait_for(run, called))
+    finally:
+        if called is not None:
+            # Whoever came while the store still went by what it had before.
+            end_sessions(before, project, by, _ENDED)
 
 
 @app.command("list")

@@ -182,13 +182,17 @@ class Projects:
     def end(self, project_id: str, by: str, reason: str) -> Standing:
         """End an approved project: nothing is granted to it any more.
 
+        One that was ended stays as it is, so that whoever was cut off can go on from here.
+
         Raises
         ------
         StoreError
             It was not approved here.
         """
         with self._changing():
-            before = self._standing(project_id, "approved")
+            before = self._standing(project_id, "approved", "ended")
+            if before.state == "ended":
+                return before
             self._record("project.ended", by, before.project, reason=reason)
             (self._active / f"{project_id}.json").unlink(missing_ok=True)
             sync_folder(self._active)
