@@ -6,6 +6,7 @@ Every function raises :class:`OSError` with the call's name where the kernel ref
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import platform
@@ -299,10 +300,33 @@ def new_session_keyring() -> None:
     call("keyctl", ctypes.c_int(_KEYCTL_JOIN_SESSION_KEYRING), None)
 
 
-def drop_capabilities() -> None:
-    """Give up every capability for good, also those that a program file could give back."""
+def drop_bounding_set() -> bool:
+    """Have no program file give a capability to this thread again.
+
+    Returns
+    -------
+    bool
+        False where this thread may not say so: it has no CAP_SETPCAP (any more).
+    """
     for capability in range(64):
-        _prctl(_PR_CAPBSET_DROP, capability)
+        try:
+            _checked(_prctl(_PR_CAPBSET_DROP, capability), "prctl(PR_CAPBSET_DROP)")
+        except PermissionError:
+            return False
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            break  # the kernel has no more of them
+    return True
+
+
+def drop_capabilities() -> None:
+    """Give up every capability of this thread for good.
+
+    Also those that a program file could give back, where it may (:func:`drop_bounding_set`);
+    elsewhere :func:`no_new_privileges` is what holds them off.
+    """
+    drop_bounding_set()
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
     _checked(_libc.capset(header, struct.pack("6I", 0, 0, 0, 0, 0, 0)), "capset")

@@ -36,11 +36,13 @@ class Walls:
 
     Attributes
     ----------
-    account, network, files, calls : bool
-        An account of its own; an empty network of its own; Landlock; the filter of system calls.
+    account, capabilities, network, files, calls : bool
+        An account of its own; no capability that a program file could give back; an empty network
+        of its own; Landlock; the filter of system calls.
     """
 
     account: bool
+    capabilities: bool
     network: bool
     files: bool
     calls: bool
@@ -49,6 +51,7 @@ class Walls:
         """Return what is not walled off, in words."""
         words = {
             "an account of its own": self.account,
+            "an empty bounding set of capabilities": self.capabilities,
             "an empty network": self.network,
             "Landlock": self.files,
             "a filter of system calls": self.calls,
@@ -66,7 +69,8 @@ def confine(
     """Give up every right but to compute, and to read software.
 
     Call it when all that is needed was imported, and before anything from outside was looked at;
-    memory is limited by :func:`limit_memory`.
+    memory is limited by :func:`limit_memory`. The kernel builds most walls around one thread, and
+    around those that it makes later: so this thread must be the only one.
 
     Parameters
     ----------
@@ -86,14 +90,19 @@ def confine(
     ConfigError
         There is no such account.
     StoreError
-        There would be a way back.
+        There would be a way back, or a thread outside the walls.
     OSError
         The kernel refused what every machine has.
     """
+    # A library that counts in parallel may have made some when it was imported.
+    if (tasks := len(os.listdir("/proc/self/task"))) != 1:  # noqa: PTH208 - no path of ours
+        raise StoreError(f"{tasks - 1} more threads run already, which no wall would be around")
     for number in (signal.SIGTERM, signal.SIGINT):
         # A service manager ends all processes of a service at once; the parent decides for us.
         signal.signal(number, signal.SIG_IGN)
     network = _alone_on_the_network()
+    # With the account of root the right to do so goes too.
+    capabilities = syscalls.drop_bounding_set()
     becomes = account is not None and os.geteuid() == 0
     if becomes and account is not None:
         _become(account)
@@ -116,7 +125,7 @@ def confine(
     os.close(null)
     software = (*_SOFTWARE, sys.prefix, sys.base_prefix, *filter(os.path.isabs, sys.path))
     landlock.restrict(landlock.Rules((*software, *read), write, (), (), ()))
-    return Walls(becomes, network, landlock.abi() > 0, _filter_calls())
+    return Walls(becomes, capabilities, network, landlock.abi() > 0, _filter_calls())
 
 
 def _become(name: str) -> None:

@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import tempfile
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,6 +49,16 @@ def read(one: Parser, path: Path) -> parser.Parsed:
         return one.object(file.fileno(), "F01")
 
 
+def threads(pid: int) -> list[dict[str, str]]:
+    """What the kernel says of each thread of a process, as walls stand around threads."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        lines = (task / "status").read_text().splitlines()
+        found.append(dict(line.split(":\t", 1) for line in lines))
+        found[-1]["network"] = str((task / "ns/net").readlink())
+    return found
+
+
 def children() -> list[int]:
     return list(descendants(os.getpid()))
 
@@ -74,6 +85,25 @@ def tried_confined(account: str | None, tries: dict[str, Callable[[], object]]) 
     os.waitpid(pid, 0)
     found: dict[str, str] = json.loads(told)
     return found
+
+
+def forked(attempt: Callable[[], object]) -> str:
+    """Say what an attempt of a process of its own came to: None, or the name of its error."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            attempt()
+            os.write(writing, b"None")
+        except BaseException as error:
+            os.write(writing, type(error).__name__.encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as file:
+        told = file.read()
+    os.waitpid(pid, 0)
+    return told
 
 
 def write_beside(folder: str) -> None:
@@ -106,6 +136,35 @@ def test_a_confined_process_cannot_do_anything_but_compute():
         assert not {name: told for name, told in said.items() if told.startswith("possible")}
 
 
+def assert_walled(pid: int) -> None:
+    """Every thread of a child of root has all walls around it."""
+    for status in threads(pid):
+        capabilities = {w: int(status[f"Cap{w}"], 16) for w in ("Inh", "Prm", "Eff", "Bnd", "Amb")}
+        assert set(capabilities.values()) == {0}, capabilities
+        assert status["NoNewPrivs"] == "1"
+        assert status["Seccomp"] == "2"
+        assert status["network"] != str(Path("/proc/self/ns/net").readlink())
+
+
+@as_root
+def test_as_root_too_no_thread_of_a_parser_has_a_right(open_parser):
+    read(open_parser(None), files_of("ct_chest")[0])
+    (pid,) = children()
+    assert_walled(pid)
+
+
+def test_who_has_a_thread_already_is_not_confined_as_it_would_stay_outside():
+    release = threading.Event()
+
+    def with_a_thread() -> None:
+        other = threading.Thread(target=release.wait, daemon=True)
+        other.start()
+        confine(None)
+
+    assert forked(lambda: confine(None)) == "None"
+    assert forked(with_a_thread) == "StoreError"
+
+
 @as_root
 def test_the_parser_has_an_account_of_its_own_and_nothing_of_ours(open_parser, monkeypatch):
     monkeypatch.setenv("KAKEHASHI_TEST_SECRET", "planted")
@@ -113,16 +172,11 @@ def test_the_parser_has_an_account_of_its_own_and_nothing_of_ours(open_parser, m
     read(one, files_of("ct_chest")[0])
     (pid,) = children()
     nobody = pwd.getpwnam("nobody")
-    status = dict(
-        line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
-    )
-    assert status["Uid"].split() == [str(nobody.pw_uid)] * 4
-    assert status["Gid"].split() == [str(nobody.pw_gid)] * 4
-    assert status["Groups"].split() == []
-    assert {int(status[f"Cap{which}"], 16) for which in ("Inh", "Prm", "Eff", "Amb")} == {0}
-    assert status["NoNewPrivs"] == "1"
-    assert status["Seccomp"] == "2"
-    assert Path(f"/proc/{pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink()
+    for status in threads(pid):
+        assert status["Uid"].split() == [str(nobody.pw_uid)] * 4
+        assert status["Gid"].split() == [str(nobody.pw_gid)] * 4
+        assert status["Groups"].split() == []
+    assert_walled(pid)
     open_files = {str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()}
     assert {name.split(":")[0] for name in open_files} == {"/dev/null", "socket"}
     assert len(list(Path(f"/proc/{pid}/fd").iterdir())) == 4

@@ -30,6 +30,18 @@ START_S = 60.0
 ROOM = 2 << 30
 """Bytes beyond its own that a child can never exceed, unless one is started for a larger object."""
 
+_ENVIRONMENT = {
+    "LC_ALL": "C.UTF-8",
+    # Each arena of the C library takes 64 MB of addresses, which are limited.
+    "MALLOC_ARENA_MAX": "2",
+    # A thread that is made while numpy is imported would stay outside of all walls.
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "BLIS_NUM_THREADS": "1",
+    "NUMEXPR_NUM_THREADS": "1",
+}
+
 _log = logging.getLogger("kakehashi.intake")
 
 
@@ -171,8 +183,7 @@ class Child:
                     command,
                     pass_fds=[theirs.fileno()],
                     cwd="/",
-                    # Each arena of the C library takes 64 MB of addresses, which are limited.
-                    env={"MALLOC_ARENA_MAX": "2", "LC_ALL": "C.UTF-8"},
+                    env=_ENVIRONMENT,
                     stdin=subprocess.DEVNULL,
                 )
             except OSError as error:
