@@ -278,7 +278,9 @@ def test_a_running_store_that_keeps_what_it_had_is_no_success(desk, running):
 
 
 def test_what_got_the_pid_of_a_store_that_was_killed_is_sent_nothing(desk, running):
-    running("takes").kill()
+    store = running("takes")
+    store.kill()
+    store.wait()
     with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as stranger:
         (AuthorityLayout(desk.root).run / "serve.pid").write_text(f"{stranger.pid}\n")
         assert "does not run" in tell_the_store(desk.config, patience_s=0)
