@@ -98,6 +98,11 @@ def fsck(
             _print(f"repaired       {finding.path}: {finding.what}")
         for finding in report.findings:
             _print(f"{finding.kind:14} {finding.path}: {finding.what}; {finding.todo}")
+        for project, count in report.outdated.items():
+            _print(
+                f"note           the view of {project} is out of date: {count} series were packed "
+                f"anew since; `kakehashi store view {project}` gives it the new packs"
+            )
         counted = ", ".join(f"{count} {what}" for what, count in report.checked.items())
         waiting = "not judged yet (files younger than an hour, series that wait for the index)"
         young = f"; {report.young} {waiting}" if report.young else ""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from kakehashi.errors import StoreError
 from kakehashi.store.catalogue import now
-from kakehashi.store.fsckchecks import Checks
+from kakehashi.store.fsckchecks import Checks, stated_files
 from kakehashi.store.fsckfinding import Finding
 from kakehashi.store.layout import (
     Layout,
@@ -72,6 +72,9 @@ class FsckReport:
     young : int
         What is not judged yet: files without a row that may be such as are being added, and
         series that wait to be entered into the index.
+    outdated : dict of str to int
+        Series of which a project's view has the earlier pack, whole, while the store has one that
+        was packed anew: nothing is wrong, and the view may be built again.
     since : str
         When the check began that this run ended, ISO 8601, UTC.
     """
@@ -81,6 +84,7 @@ class FsckReport:
     checked: dict[str, int] = field(default_factory=dict)
     read: int = 0
     young: int = 0
+    outdated: dict[str, int] = field(default_factory=dict)
     since: str = field(default_factory=now)
 
     def as_json(self) -> dict[str, object]:
@@ -153,6 +157,7 @@ class _State:
     stage: str = ""
     after: str = ""
     checked: dict[str, int] = field(default_factory=dict)
+    outdated: dict[str, int] = field(default_factory=dict)
     wrong: dict[str, dict[str, list[Finding]]] = field(default_factory=dict)
 
     def as_json(self) -> bytes:
@@ -218,6 +223,7 @@ class _Run:
 
     def all(self, *, resume: bool, repair: bool) -> FsckReport:
         state = self._earlier() if resume else _State()
+        self._checks.outdated = state.outdated
         with self._saved(state):
             self._go(state)
             before = self._wrong(state)
@@ -232,7 +238,13 @@ class _Run:
         self._file.unlink(missing_ok=True)
         repaired = [finding for finding in before if finding not in after] if repair else []
         return FsckReport(
-            after, repaired, state.checked, self._pace.taken, len(self._checks.young), state.since
+            after,
+            repaired,
+            state.checked,
+            self._pace.taken,
+            len(self._checks.young),
+            state.outdated,
+            state.since,
         )
 
     def _earlier(self) -> _State:
@@ -304,13 +316,17 @@ class _Run:
     def _relink(self, link: Path) -> None:
         """Link a pack, or its hashes, into a view again, if no byte gets lost by that."""
         pack = self._layout.pack(link.stem)
-        digest = self._checks.digest(link.stem)
+        view = link.parents[1]
         source = pack if link.suffix == pack.suffix else blocks_path(pack)
-        with locked(beside(self._layout, link.parents[1].name, "lock"), wait=True):
+        with locked(beside(self._layout, view.name, "lock"), wait=True):
             try:
-                if digest is None or damaged_blocks(pack, digest):
+                # A pack that the manifest does not name would not be read by any session.
+                stated = stated_files(view).get(pack.name)
+                if stated is None or stated[1] != self._checks.digest(link.stem):
                     return
-            except StoreError:
+                if damaged_blocks(pack, stated[1]):
+                    return
+            except (StoreError, OSError, ValueError, KeyError, TypeError):
                 return
             # Another content under this name may be the last copy of something.
             if not link.exists() or block_hashes(link) == block_hashes(source):

@@ -51,6 +51,9 @@ class Checks:
     young : set of str
         Files without a row that may be such as are being added, and packs of series that wait for
         the index.
+    outdated : dict of str to int
+        Series of which a view has the pack that it was built with, and the store another one, by
+        the project.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Checks:
         self._projects = frozenset(projects)
         self._pace = pace
         self.young: set[str] = set()
+        self.outdated: dict[str, int] = {}
         self._areas = Areas(layout, catalogue, pace, self.young)
         self.received_after, self.received = self._areas.received_after, self._areas.received
         self.received_again = self._areas.received_again
@@ -249,6 +253,8 @@ class Checks:
                 Finding("view-unowned", self._layout.relative(view), what, "take the view away")
             )
         build = f"build it again with `kakehashi store view {project}`"
+        self.outdated.pop(project, None)
+        earlier: dict[str, tuple[int, str]] = {}
         with locked(beside(self._layout, project, "lock"), wait=True):
             try:
                 with os.scandir(view / "series") as entries:
@@ -257,10 +263,7 @@ class Checks:
                 there = {}
             path = self._layout.relative(view / MANIFEST)
             try:
-                files = {
-                    PurePosixPath(entry["path"]).name: (entry["size"], entry["blocks"])
-                    for entry in json.loads((view / MANIFEST).read_bytes())["files"]
-                }
+                files = stated_files(view)
             except FileNotFoundError:
                 if there:
                     found.append(Finding("view-manifest", path, "it is missing", build))
@@ -268,12 +271,20 @@ class Checks:
             except (OSError, ValueError, KeyError, TypeError) as error:
                 what = f"it cannot be read ({error})"
                 return [*found, Finding("view-manifest", path, what, build)]
-            for name, wrong in self._links(view, files, there):
+            for name, wrong in self._links(view, files, there, earlier):
                 link = self._layout.relative(view / "series" / name)
                 todo = (
                     f"`kakehashi store fsck --repair` relinks it if its pack is whole; or {build}"
                 )
                 found.append(Finding("view-link", link, wrong, todo))
+        # Read after the lock: that takes its time, and who builds the view need not wait.
+        for name, stated in earlier.items():
+            if wrong := self._not_as_stated(view / "series" / name, stated):
+                what = f"the series was packed anew, and the view's pack {wrong}"
+                link = self._layout.relative(view / "series" / name)
+                found.append(Finding("view-link", link, what, build))
+            else:
+                self.outdated[project] = self.outdated.get(project, 0) + 1
         named = {end for name in files for end in (name, blocks_path(view / name).name)}
         for name in sorted(there.keys() - named):
             what = "it is in the view, and not in its manifest"
@@ -282,9 +293,16 @@ class Checks:
         return found
 
     def _links(
-        self, view: Path, files: dict[str, tuple[int, str]], there: dict[str, int]
+        self,
+        view: Path,
+        files: dict[str, tuple[int, str]],
+        there: dict[str, int],
+        earlier: dict[str, tuple[int, str]],
     ) -> Iterator[tuple[str, str]]:
-        """Yield the names in a view that are not what they should be, and why."""
+        """Yield the names in a view that are not what they should be, and why.
+
+        What the store has packed anew goes into `earlier`: only a look at its content tells.
+        """
         uids = {name: name.removesuffix(".ozx") for name in files}
         rows = self._rows("series", ["path", "size", "blocks"], "series_uid", uids.values())
         for name, stated in files.items():
@@ -292,10 +310,13 @@ class Checks:
             if row is None:
                 yield name, "the manifest names a series that is not in the catalogue"
                 continue
-            if stated != (row["size"], row["blocks"]):
-                yield name, "the manifest and the catalogue say different things of it"
-                continue
             pack = self._layout.absolute(str(row["path"]))
+            if stated != (row["size"], row["blocks"]):
+                if _same(view / "series" / name, pack):
+                    yield name, "the manifest and the catalogue say different things of it"
+                else:
+                    earlier[name] = stated
+                continue
             for source in (pack, blocks_path(pack)):
                 link = view / "series" / source.name
                 try:
@@ -306,6 +327,21 @@ class Checks:
                     yield source.name, "it is missing, though the manifest names it"
                 elif there[source.name] != inode and not link.samefile(source):
                     yield source.name, "it is not the same file as in the store"
+
+    def _not_as_stated(self, link: Path, stated: tuple[int, str]) -> str:
+        """Say what of a pack in a view is not as the view's manifest has it; it is read whole."""
+        size, digest = 0, hashlib.sha256()
+        try:
+            expected = blocks_path(link).read_bytes()
+            for block in blocks_of(link, self._pace):
+                size += len(block)
+                digest.update(hashlib.sha256(block).digest())
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
+        hashes = hashlib.sha256(expected).hexdigest()
+        if (size, digest.hexdigest(), hashes) != (stated[0], stated[1], stated[1]):
+            return "is not the one that its manifest names"
+        return ""
 
     def _rows(
         self, table: str, columns: list[str], key: str, values: Iterable[str]
@@ -323,7 +359,28 @@ class Checks:
         return found
 
 
+def stated_files(view: Path) -> dict[str, tuple[int, str]]:
+    """Return sizes and digests of the block hashes that a view's manifest states, by file name.
+
+    Raises
+    ------
+    OSError, ValueError, KeyError, TypeError
+        It cannot be read.
+    """
+    return {
+        PurePosixPath(entry["path"]).name: (entry["size"], entry["blocks"])
+        for entry in json.loads((view / MANIFEST).read_bytes())["files"]
+    }
+
+
 _ENDS = (".ozx", ".blocks")
+
+
+def _same(link: Path, pack: Path) -> bool:
+    try:
+        return link.samefile(pack)
+    except OSError:
+        return False
 
 
 def _owner(name: str) -> str:
