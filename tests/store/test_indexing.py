@@ -8,7 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
+from typer.testing import CliRunner
 
+from kakehashi.cli.store import app as store_commands
 from kakehashi.store.catalogue import _SERIES, Series
 from kakehashi.store.facets import Index
 from kakehashi.store.facets.compare import Comparison
@@ -16,6 +18,7 @@ from kakehashi.store.indexing import catch_up, enter, opened
 from kakehashi.store.layout import Layout
 from kakehashi.store.query import TRUE
 
+from .conftest import files_of
 from .facets.cases import table
 
 ROWS = table(5, 30)
@@ -85,6 +88,31 @@ def test_what_was_packed_just_now_is_entered_and_not_looked_at_again(level, comp
     assert catch_up(level.host, level.catalogue, level.index) == (0, 0)
     assert level.index.generation == generation
     assert compared == []
+
+
+def test_a_new_index_is_level_from_the_first_series_on(store):
+    host = store.config.need_store()
+    Layout(store.root).packs.mkdir()
+    made = SimpleNamespace(index=opened(host), catalogue=store.catalogue)
+    for row in ROWS[:3]:
+        store.catalogue.add_series(row)
+        enter(host, store.catalogue, made.index, [row])
+        assert is_level(made)
+        assert store.catalogue.changes() == []
+
+
+def test_what_is_added_by_hand_makes_the_index_level(level, tmp_path):
+    """Also with an index of another time; otherwise the list of changes would only grow."""
+    settings = tmp_path / "kakehashi.toml"
+    settings.write_text(f'[store]\nroot = "{level.root}"\naddress = "store.example"\n')
+    level.catalogue.add_series(ROWS[-1])
+    level.catalogue.followed([], "another")
+    command = ["add", *map(str, files_of("mr_jpeg2000")), "--config", str(settings)]
+    done = CliRunner().invoke(store_commands, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert level.catalogue.count() == len(ROWS) + 1
+    assert is_level(level)
+    assert level.catalogue.changes() == []
 
 
 def test_a_row_too_many_does_not_hide_one_that_is_missing(level):

@@ -86,7 +86,7 @@ def add(
     It can be interrupted and repeated: series that are complete stay, and what is in the
     store already is left alone.
     """
-    from kakehashi.store.indexing import enter
+    from kakehashi.store.indexing import catch_up, enter
     from kakehashi.store.indexing import opened as open_index
     from kakehashi.store.ingest import Origin
     from kakehashi.store.ingest import add as add_files
@@ -101,10 +101,11 @@ def add(
         opened(config) as (settings, catalogue),
         Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress,
     ):
-        report = add_files(
-            settings.need_store(), catalogue, sources, _Bars(progress), origin=origin
-        )
-        enter(settings.need_store(), catalogue, open_index(settings.need_store()), report.packed)
+        store, bars = settings.need_store(), _Bars(progress)
+        report = add_files(store, catalogue, sources, bars, origin=origin)
+        found = open_index(store)
+        enter(store, catalogue, found, report.packed)
+        catch_up(store, catalogue, found, bars.series)
     for path in report.skipped:
         _print(f"skipped  {path}: not a plain file")
     if report.withdrawn:

@@ -62,6 +62,9 @@ def enter(store: StoreHost, catalogue: Catalogue, index: Index, rows: Sequence[S
     with locked(Layout(store.root).packs / ".lock", wait=True):
         if _is_level(catalogue, index):
             _follow(catalogue, index)
+        elif index.mark is None and not index.rows:
+            # A new one lacks all that there is: nothing is saved by waiting.
+            _compare(catalogue, index, None)
         else:
             # The next `catch_up` compares everything; until then at least these are found.
             _replace(catalogue, index, [row.series_uid for row in rows])
