@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -14,7 +15,8 @@ import pytest
 
 from kakehashi.errors import StoreError
 from kakehashi.store.receive.asking import Asker, understand
-from kakehashi.store.receive.entry import Receipt
+from kakehashi.store.receive.entry import HEADER_SIZE, Receipt
+from kakehashi.store.receive.inbox import Inbox
 from kakehashi.store.receive.journal import Journal
 from kakehashi.store.receive.offer import Offer, Verdict
 
@@ -81,17 +83,82 @@ def test_a_disk_that_fails_is_said_to_those_who_asked(run, tmp_path, monkeypatch
 
 @pytest.fixture
 def receipt() -> Receipt:
-    now = dt.datetime.now(dt.UTC)
-    return Receipt(now, "east", "HOSP", "127.0.0.1", "1.2", "1.3", "1.4", "", "", 0, "")
+    now, of_nothing = dt.datetime.now(dt.UTC), hashlib.sha256().hexdigest()
+    return Receipt(now, "east", "HOSP", "127.0.0.1", "1.2", "1.3", "1.4", "", "", 0, of_nothing)
 
 
-def test_an_associations_process_speaks_for_itself_alone(receipt):
+ODD = (
+    {"sha256": "\0" * 64},
+    {"sha256": "A" * 64},
+    {"sha256": "0" * 65},
+    {"size": -1},
+    {"size": 1},
+    {"received_at": "9999-12-31T23:59:59+00:00"},
+    {"received_at": "1970-01-01T00:00:00+00:00"},
+    {"received_at": "2026-01-01T00:00:00"},
+    {"sop": "../1"},
+    {"study": "\0"},
+)
+
+
+@pytest.mark.parametrize("odd", ["[" * 60_000, *ODD], ids=lambda one: str(one)[:30])
+def test_no_message_ends_the_listener(run, tmp_path, monkeypatch, odd):
+    """Whoever takes over an association's process may say anything."""
+    broken, place = tmp_path / "broken", Asker.place
+
+    def says(asker: Asker, offer: Offer) -> Verdict:
+        if not broken.exists():
+            return place(asker, offer)
+        message = odd
+        if isinstance(odd, dict):
+            message = json.dumps([offer.part, offer.receipt.as_json() | odd, offer.reason])
+        asker._channel.send(message.encode())
+        return Verdict(asker._channel.recv(1000).decode())
+
+    monkeypatch.setattr(Asker, "place", says)
+    receiver = run()
+    first, second = receiver.call(), receiver.call()
+    for client in (first, second):
+        client.associate()
+    broken.touch()
+    with pytest.raises(GONE):
+        first.store("1.2.3.4", data_set("1.2.3.4"))
+    broken.unlink()
+    assert second.store("1.2.3.5", data_set("1.2.3.5")) == 0
+    second.release()
+    assert [entry.sop for entry in receiver.entries()] == ["1.2.3.5"]
+
+
+def test_what_cannot_be_placed_is_refused_alone(run, monkeypatch):
+    """Whatever goes wrong with one object, the others of its round get their places."""
+    place = Inbox._place
+
+    def breaks(inbox: Inbox, offer: Offer) -> object:
+        if offer.receipt.sop == "1.2.3.4":
+            raise ValueError(offer.part)
+        return place(inbox, offer)
+
+    monkeypatch.setattr(Inbox, "_place", breaks)
+    receiver = run()
+    client = receiver.call()
+    client.associate()
+    sent = [client.store(sop, data_set(sop)) for sop in ("1.2.3.4", "1.2.3.5")]
+    assert sent == [0x0110, 0]
+    client.release()
+
+
+def test_an_associations_process_speaks_for_itself_alone(receipt, tmp_path):
     """A decoder's hole would let a stranger speak here: other parts, hospitals and odd text."""
     known = receipt.as_json()
+    (tmp_path / "9-1.part").write_bytes(bytes(HEADER_SIZE))
+    (tmp_path / "8-1.part").write_bytes(bytes(HEADER_SIZE))
+    (tmp_path / "9-2.part").symlink_to(tmp_path / "9-1.part")
     odd = ["9-1.part", known | {"calling": "\ud800"}, ""]
     for question in (
         ["8-1.part", known, ""],
         ["../9-1.part", known, ""],
+        ["9-2.part", known, ""],
+        ["9-3.part", known, ""],
         ["9-1.part", known | {"facility": "west"}, ""],
         odd,
         [9, receipt, ""],
@@ -100,11 +167,12 @@ def test_an_associations_process_speaks_for_itself_alone(receipt):
         {},
         ["9-1.part"],
     ):
-        with pytest.raises((StoreError, ValueError, TypeError)):
-            understand(json.dumps(question).encode(), 9, frozenset(("east",)))
+        with pytest.raises((StoreError, ValueError, TypeError, OSError)):
+            understand(json.dumps(question).encode(), 9, frozenset(("east",)), tmp_path)
     good = json.dumps(["9-1.part", known, "why"]).encode()
-    assert understand(good, 9, frozenset(("east", "west"))) == Offer("9-1.part", receipt, "why")
-    assert understand(b'"east"', 9, frozenset(("east", "west"))) == "east"
+    both = frozenset(("east", "west"))
+    assert understand(good, 9, both, tmp_path) == Offer("9-1.part", receipt, "why")
+    assert understand(b'"east"', 9, both, tmp_path) == "east"
 
 
 def test_a_process_that_is_told_to_stop_as_it_ends_touches_no_other(run, monkeypatch):

@@ -203,6 +203,9 @@ class Inbox:
                     verdict, row = self._place(offer)
                 except OSError as error:
                     verdict, row = _failed(error), None
+                except Exception:  # one object must not take the others' places
+                    _LOG.exception("%s cannot be given its place", offer.part)
+                    verdict, row = Verdict.FAILED, None
                 verdicts.append(verdict)
                 if verdict is Verdict.STORED:
                     named.append(offer.receipt.name)

@@ -191,8 +191,9 @@ class _Listener:
             self._ended(child)
             return None
         try:
-            asked = understand(message, child.pid, child.facilities)
-        except (StoreError, ValueError, TypeError):
+            incoming = self._inbox.folders.incoming
+            asked = understand(message, child.pid, child.facilities, incoming)
+        except Exception:  # whatever one process says must not end the others
             _LOG.exception("%s: the association's process is out of its mind", child.address)
             os.kill(child.pid, signal.SIGKILL)
             return None
