@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pydicom
 import pytest
 
 from kakehashi.store.indexing import opened
-from kakehashi.store.intake import Staging
+from kakehashi.store.ingest import AddReport
+from kakehashi.store.intake import Staging, intake
 from kakehashi.store.intake.complete import LOOK_S, SETTLE_S, Count, Known, Rule, complete
 from kakehashi.store.query import TRUE
 from kakehashi.store.receive.arrivals import expect
+from kakehashi.store.receive.entry import Entry, Receipt
 from kakehashi.store.receive.figures import day_of
 
 from ..made import Slice, stack, write
@@ -149,6 +153,42 @@ def test_the_list_of_another_hospital_says_nothing(waiting, images):
     assert waiting.after(QUIET_S + 1) == 1
 
 
+@pytest.mark.parametrize(
+    ("what", "raw"),
+    [
+        ("figures", "{"),
+        ("figures", '{"until": 0, "facilities": []}'),
+        ("expected", "{"),
+        ("expected", '{"F01": {"1.2.8": "12"}}'),
+    ],
+)
+def test_a_damaged_list_counts_as_none_and_is_told_of_once(waiting, images, caplog, what, raw):
+    hospital = waiting.hospital
+    waiting.send(*images())
+    assert waiting.after(QUIET_S - LOOK_S - 10) == 0
+    today = day_of(dt.datetime.now(dt.UTC))
+    (getattr(hospital.inbox.folders, what) / f"{today}.json").write_text(raw)
+    assert waiting.after(QUIET_S - 5) == 0
+    assert waiting.after(QUIET_S + LOOK_S) == 1
+    assert waiting.slices() == [8]
+    assert list(hospital.root.glob("staging/.aside/*")) == []
+    assert caplog.text.count("hospitals' lists cannot be read") == 1
+
+
+def test_a_row_of_a_time_that_cannot_be_holds_up_no_packing(waiting, images):
+    hospital = waiting.hospital
+    waiting.send(*images())
+    odd = Receipt(
+        **dict.fromkeys(Receipt.__slots__, "")
+        | {"received_at": dt.datetime.max.replace(tzinfo=dt.timezone(dt.timedelta(hours=-9)))}
+        | {"size": 1}
+    )
+    with hospital.inbox.journal.held():
+        hospital.inbox.journal.append([{"kind": "again", **odd.as_json()}])
+    assert waiting.after(QUIET_S + 1) == 1
+    assert waiting.slices() == [8]
+
+
 def test_what_an_object_says_of_its_study_counts_where_no_list_does(waiting, images):
     waiting.send(*images(NumberOfStudyRelatedInstances=12))
     assert waiting.after(QUIET_S + 1) == 0
@@ -182,6 +222,46 @@ def test_what_waits_in_the_inbox_is_waited_for(waiting, images):
     waiting.intake.take()
     assert waiting.after(PATIENCE_S + LOOK_S + 2) == 1
     assert waiting.slices() == [8]
+
+
+def test_a_look_that_takes_longer_than_between_two_is_done_once_for_all_series(
+    waiting, images, monkeypatch
+):
+    waiting.send(*images(4), *images(4, "1.2.10"), *images(4, "1.2.11"))
+    inbox, looks = waiting.hospital.inbox, []
+    real = inbox.entries
+
+    def entries(after: int = 0) -> Iterator[Entry]:
+        looks.append(after)
+        waiting.later_s += 2 * LOOK_S
+        return real(after)
+
+    monkeypatch.setattr(inbox, "entries", entries)
+    assert waiting.after(SETTLE_S + 1) == 0
+    assert len(looks) == 1
+    assert waiting.intake.finish() == 0
+    assert len(looks) == 1
+    # The control: it is done again when it is time.
+    waiting.later_s += LOOK_S
+    assert waiting.intake.finish() == 0
+    assert len(looks) == 2
+
+
+def test_what_comes_while_others_are_packed_is_not_taken_for_silence(waiting, images, monkeypatch):
+    waiting.send(*images(4), *images(4, "1.2.10"))
+    real = intake.add
+
+    def slow(*known: Any, **others: Any) -> AddReport:
+        waiting.later_s += 2 * PATIENCE_S
+        return real(*known, **others)
+
+    monkeypatch.setattr(intake, "add", slow)
+    _, second = Staging(waiting.hospital.root).list()
+    for path in second.folder.glob("*.dcm"):
+        os.utime(path, (second.last + 60, second.last + 60))
+    # Not counted from the end of the other's packing, before which nothing is taken.
+    assert waiting.after(QUIET_S + 1) == 1
+    assert len(waiting.slices()) == 1
 
 
 def test_once_takes_what_is_there(waiting, images):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import threading
 
 import pydicom
@@ -9,6 +10,7 @@ import pytest
 
 from kakehashi.errors import StoreError
 from kakehashi.store.intake import Staging, intake
+from kakehashi.store.receive.figures import day_of
 
 from ..conftest import files_of
 from .conftest import Hospital
@@ -177,3 +179,12 @@ def test_a_journal_that_was_lost_is_read_from_its_beginning(hospital):
     worker = hospital.intake()
     worker.once()
     assert (worker.progress.taken, hospital.waiting()) == (2, 0)
+
+
+def test_figures_that_cannot_be_written_down_keep_nothing_waiting(hospital, caplog):
+    today = day_of(dt.datetime.now(dt.UTC))
+    (hospital.inbox.folders.figures / f"{today}.json").write_text("{")
+    hospital.send(files_of("ct_chest")[:1])
+    hospital.intake().once()
+    assert len(hospital.catalogue.list_series()) == 1
+    assert "no figures for the portal" in caplog.text

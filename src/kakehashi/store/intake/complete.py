@@ -8,12 +8,14 @@ is not reached makes it longer. Where no number is known, silence and the gaps d
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Self
 
 from kakehashi.errors import PackError
 from kakehashi.store.dicom import Instance, attribute, read_head, refusal
+from kakehashi.store.intake.setbacks import why_of
 from kakehashi.store.receive.arrivals import listed
 from kakehashi.store.stated import IN_SERIES, IN_STUDY, images_acquired, objects_stated
 from kakehashi.store.volumes import divide
@@ -38,6 +40,8 @@ LOOK_S = 30.0
 """Seconds between two looks at the inbox and the hospitals' lists."""
 
 _DAY_S = 86400.0
+
+_log = logging.getLogger("kakehashi.intake")
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,26 +253,52 @@ class Completeness:
         self._as_receiver = as_receiver
         self._clock = clock
         self._looked: float | None = None
+        self._unread = ""
         self._arriving: frozenset[str] = frozenset()
         self._studies: dict[tuple[str, str], Listed] = {}
         self._seen: dict[str, _Seen] = {}
 
     def look(self, position: int) -> None:
-        """Look at what waits behind a position of the inbox, and at the lists; not too often."""
-        now = self._clock()
-        if self._looked is not None and now - self._looked < LOOK_S:
+        """Look at what waits behind a position of the inbox, and at the lists; not too often.
+
+        Raises
+        ------
+        StoreError
+            The inbox cannot be read.
+        """
+        if self._looked is not None and self._clock() - self._looked < LOOK_S:
             return
-        # A study stands in the list of the day on which it was sent, which may be the day before.
-        days = 2 + ceil(self.rule.patience_s / _DAY_S)
         with self._as_receiver():
             arriving = {entry.series for entry in self._inbox.entries(after=position)}
-            counts = listed(self._inbox, days)
-        uid = self._deidentifier.uid
-        self._arriving = frozenset(map(uid, arriving))
-        self._studies = {(facility, uid(study)): one for (facility, study), one in counts.items()}
+        self._arriving = frozenset(map(self._deidentifier.uid, arriving))
+        self._studies = self._listed()
         # Also what was withdrawn, or set aside.
         self._seen = {uid: one for uid, one in self._seen.items() if one.staged.folder.is_dir()}
-        self._looked = now
+        # Not when it began: where that takes longer, it would begin again at once.
+        self._looked = self._clock()
+
+    def _listed(self) -> dict[tuple[str, str], Listed]:
+        """Return what lists say of studies; nothing while one of them is damaged.
+
+        Then a study that lacks something is packed sooner, and again when that comes. Nothing is
+        lost, and nothing waits for the day on which somebody mends the file.
+        """
+        # A study stands in the list of the day on which it was sent, which may be the day before.
+        days = 2 + ceil(self.rule.patience_s / _DAY_S)
+        uid = self._deidentifier.uid
+        try:
+            with self._as_receiver():
+                counts = listed(self._inbox, days)
+            found = {(facility, uid(study)): one for (facility, study), one in counts.items()}
+        except Exception as error:
+            # The receiver's account wrote them: whatever stands there, it must not stop this.
+            why = why_of(error)
+            if why != self._unread:
+                _log.warning("the hospitals' lists cannot be read, and count for nothing: %s", why)
+            self._unread = why
+            return {}
+        self._unread = ""
+        return found
 
     def known(self, staged: Staged, there: Callable[[str], Collection[str]]) -> Known:
         """Return what is known of a series, after a :meth:`look`.
@@ -292,9 +322,8 @@ class Completeness:
             whole=heads.whole or bool(seen.before),
         )
 
-    def ready(self, staged: Staged, there: Callable[[str], Collection[str]]) -> bool:
-        """Say whether a series is packed now; see :meth:`known`."""
-        now = self._clock()
+    def ready(self, staged: Staged, there: Callable[[str], Collection[str]], now: float) -> bool:
+        """Say whether a series is packed at a time; see :meth:`known`."""
         # More may come any moment, so its files are not read before.
         return now >= staged.last + self.rule.settle_s and complete(
             self.known(staged, there), self.rule, now

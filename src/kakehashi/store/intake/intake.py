@@ -27,7 +27,7 @@ from kakehashi.store.indexing import catch_up, enter
 from kakehashi.store.ingest import Origin, add, study_is_whole
 from kakehashi.store.intake.complete import Completeness, rule_of
 from kakehashi.store.intake.parser import Unreadable
-from kakehashi.store.intake.setbacks import Setbacks, place_of
+from kakehashi.store.intake.setbacks import Setbacks, place_of, why_of
 from kakehashi.store.intake.staging import Staged, Staging
 from kakehashi.store.intake.summary import HELD_BACK, summarise, waiting_in
 from kakehashi.store.layout import Layout, locked, replacing
@@ -192,9 +192,7 @@ class Intake:
                 except Exception as error:
                     # What was packed may be in no index yet.
                     behind = True
-                    expected = isinstance(error, StoreError | OSError)
-                    why = error if expected else f"unexpected {place_of(error)}"
-                    _log.warning("the intake waits %.0f s: %s", pause, why)
+                    _log.warning("the intake waits %.0f s: %s", pause, why_of(error))
                     stop.wait(pause)
                     pause = min(2 * pause, LONGEST_PAUSE_S)
                     continue
@@ -256,14 +254,21 @@ class Intake:
             Seconds without a new object after which a series is packed, complete or not; what
             :func:`kakehashi.store.intake.complete.complete` says by default.
         """
+        # What comes while this goes on is not taken, so that no silence may be counted from then.
+        now = self._clock()
+        looked = False
         count = 0
         packed: list[Series] = []
         try:
             for staged in self._staging.list():
                 if self._setbacks.rests(staged.series, self._clock()):
                     continue
+                if not looked:
+                    # Whatever is wrong there is the fault of no series.
+                    self._complete.look(self._position())
+                    looked = True
                 try:
-                    if self._is_complete(staged, quiet_s):
+                    if self._is_complete(staged, quiet_s, now):
                         packed += self._finish(staged)
                         count += 1
                 except (StoreError, OSError) as error:
@@ -297,11 +302,10 @@ class Intake:
         with self._as_receiver():
             return list(islice(self._inbox.entries(), most))
 
-    def _is_complete(self, staged: Staged, quiet_s: float | None) -> bool:
-        self._complete.look(self._position())
+    def _is_complete(self, staged: Staged, quiet_s: float | None, now: float) -> bool:
         if quiet_s is not None:
-            return staged.last + quiet_s <= self._clock()
-        return self._complete.ready(staged, self._there)
+            return staged.last + quiet_s <= now
+        return self._complete.ready(staged, self._there, now)
 
     def _there(self, series: str) -> set[str]:
         """Return the objects of a series that the store has, packed or kept."""
@@ -422,20 +426,28 @@ class Intake:
         """Write the figures for the portal, once a minute."""
         now = self._clock()
         if self._said is None or now - self._said >= SUMMARY_S:
+            self._said = now
             senders = {sender.facility for sender in self._store.receive.senders}
             waiting = waiting_in(self._staging)
-            with self._as_receiver():
-                found = summarise(self._inbox, waiting, senders)
-            found.write(self._store.root / ARRIVALS)
-            self._said = now
+            try:
+                with self._as_receiver():
+                    found = summarise(self._inbox, waiting, senders)
+                found.write(self._store.root / ARRIVALS)
+            except Exception as error:
+                # It holds up nobody's series, and is tried again.
+                _log.warning("no figures for the portal: %s", why_of(error))
 
     def _tidy(self) -> None:
         """Let go of what the journal has of objects that were dealt with, once an hour."""
         now, position = self._clock(), self._position()
         if self._tidied is None or now - self._tidied >= TIDY_S:
-            with self._as_receiver():
-                self._inbox.trim(position)
             self._tidied = now
+            try:
+                with self._as_receiver():
+                    self._inbox.trim(position)
+            except Exception as error:
+                # As above: the journal only gets longer.
+                _log.warning("the journal keeps all it has: %s", why_of(error))
 
     def _position(self) -> int:
         try:

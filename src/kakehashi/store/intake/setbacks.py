@@ -6,6 +6,8 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+from kakehashi.errors import StoreError
+
 FIRST_S = 1.0
 LONGEST_S = 600.0
 """Seconds until something is tried again, the first time and at most."""
@@ -47,3 +49,10 @@ def place_of(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f", {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{where}"
+
+
+def why_of(error: Exception) -> str:
+    """Return what an error says where it was made to be read, else :func:`place_of`."""
+    if isinstance(error, StoreError | OSError):
+        return str(error)
+    return f"unexpected {place_of(error)}"
