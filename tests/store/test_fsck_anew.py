@@ -87,3 +87,12 @@ def test_an_earlier_pack_that_is_damaged_is_found_and_never_replaced_by_the_new_
     assert report.outdated == {}
     assert report.repaired == []
     assert everything(anew.root / "views") == before
+
+
+def test_an_earlier_pack_in_a_view_is_no_copy_of_one_that_is_missing(anew):
+    link(anew)
+    (row,) = anew.catalogue.list_series()
+    (anew.root / row.path).unlink()
+    (found,) = fsck(anew.config, anew.catalogue).findings
+    assert found.kind == "pack-missing"
+    assert "link it back" not in found.todo

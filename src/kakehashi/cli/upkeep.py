@@ -57,7 +57,7 @@ def fsck(
         float | None, typer.Option(min=0.001, metavar="MB/s", help="Read no faster than this.")
     ] = None,
     series: Annotated[
-        list[str] | None, typer.Option("--series", metavar="UID", help="Only these series' packs.")
+        list[str] | None, typer.Option("--series", metavar="UID", help="Only these series.")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--from-start", help="Go on where the last run was stopped.")

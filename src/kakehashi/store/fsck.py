@@ -1,6 +1,6 @@
 """Go through the whole store and say what is not as it should be; nothing is ever deleted.
 
-It runs beside everything else: it reads at a rate, keeps what it reads out of the page cache,
+It runs beside everything else: it reads at a rate, keeps objects and packs out of the page cache,
 and looks again at the end at whatever seemed wrong. How far it has come stands in a file, so
 that it goes on after whatever stopped it.
 """

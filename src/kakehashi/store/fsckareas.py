@@ -210,10 +210,11 @@ class Areas:
         for path in sorted(folder.glob("*.dcm")):
             where, what = self._layout.relative(path), ""
             try:
-                for _ in blocks_of(path, self._pace):
-                    pass
                 if read_head(path) is None:
                     what = "it is not DICOM"
+                # Last, so that of the head, too, nothing stays in the page cache.
+                for _ in blocks_of(path, self._pace):
+                    pass
             except FileNotFoundError:
                 raise
             except OSError as error:

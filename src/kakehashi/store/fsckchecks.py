@@ -149,14 +149,17 @@ class Checks:
             return self._pack(uid, row, pack)
         except FileNotFoundError as error:
             missing = "pack-missing" if str(error.filename) == str(pack) else "blocks"
-            return [Finding(missing, path, f"{error.filename} is missing", self._restore(pack))]
+            return [
+                Finding(missing, path, f"{error.filename} is missing", self._restore(row, pack))
+            ]
         except OSError as error:
             what = f"{error.filename or pack}: {error.strerror}"
             return [Finding("pack-unreadable", path, what, "look after the disk; then restore it")]
 
-    def _restore(self, pack: Path) -> str:
+    def _restore(self, row: dict[str, Any], pack: Path) -> str:
         views = self._layout.view("-").parent.glob(f"*/series/{pack.name}")
-        whole = [self._layout.relative(view) for view in views]
+        # A view may still have an earlier pack.
+        whole = [self._layout.relative(view) for view in views if _hashes(view) == row["blocks"]]
         return f"a view still has it: {whole[0]}; link it back" if whole else _RESTORE
 
     def _pack(self, uid: str, row: dict[str, Any], pack: Path) -> list[Finding]:
@@ -332,14 +335,12 @@ class Checks:
         """Say what of a pack in a view is not as the view's manifest has it; it is read whole."""
         size, digest = 0, hashlib.sha256()
         try:
-            expected = blocks_path(link).read_bytes()
             for block in blocks_of(link, self._pace):
                 size += len(block)
                 digest.update(hashlib.sha256(block).digest())
         except OSError as error:
             return f"cannot be read ({error.strerror})"
-        hashes = hashlib.sha256(expected).hexdigest()
-        if (size, digest.hexdigest(), hashes) != (stated[0], stated[1], stated[1]):
+        if (size, digest.hexdigest()) != stated or _hashes(link) != stated[1]:
             return "is not the one that its manifest names"
         return ""
 
@@ -374,6 +375,13 @@ def stated_files(view: Path) -> dict[str, tuple[int, str]]:
 
 
 _ENDS = (".ozx", ".blocks")
+
+
+def _hashes(link: Path) -> str:
+    try:
+        return hashlib.sha256(blocks_path(link).read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def _same(link: Path, pack: Path) -> bool:
