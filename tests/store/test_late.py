@@ -287,3 +287,38 @@ def test_a_run_that_was_cut_off_is_mended_by_any_file_of_the_series(store, image
     store.add(files[0])
     assert [undated(one) for one in store.catalogue.list_series()] == [undated(new)]
     assert damaged_blocks(pack, new.blocks) == []
+
+
+def cut_off(store: StoreUnderTest, files: list[Path], origin: Origin) -> tuple[Series, Series]:
+    """Leave the pack of eight slices with the row of four; return that row and the lost one."""
+    store.add(*files[:4], origin=Origin("F01", 1))
+    (old,) = store.catalogue.list_series()
+    store.add(*files[4:], origin=origin)
+    (new,) = store.catalogue.list_series()
+    store.catalogue.replace_series(old)
+    return old, new
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_another_hospital_does_not_take_over_what_was_cut_off(store, images, known):
+    files = images(9)
+    old, new = cut_off(store, files[:8], Origin("F01", 2))
+    store.add(files[0 if known else 8], origin=Origin("F02", 3))
+    (row,) = store.catalogue.list_series()
+    assert row == old
+    # Its own hospital mends it, with the tier of what the lost run had put in.
+    store.add(*files[4:8], origin=Origin("F01", 2))
+    (row,) = store.catalogue.list_series()
+    assert undated(row) == undated(new)
+    assert (row.facility, row.tier, row.slices) == ("F01", 2, 8)
+    assert damaged_blocks(store.root / row.path, row.blocks) == []
+
+
+def test_what_is_refused_raises_no_tier(store, images):
+    files = images()
+    _, new = cut_off(store, files, Origin("F01", 1))
+    edit(files[1], lambda ds: setattr(ds, "StationName", "OTHER"))
+    (kept,) = store.add(files[1], origin=Origin("F01", 3)).kept
+    assert "other content under the same UID is refused" in kept.reason
+    (row,) = store.catalogue.list_series()
+    assert undated(row) == undated(new)

@@ -6,7 +6,7 @@ harm, and what is in the store already is left alone.
 
 New images of a series that is packed already are packed with it anew, into what packing all of
 them at once had given. Until its row names the new pack, the old one counts; a run that was cut
-off in between is mended by the next one that meets the series.
+off in between is mended by the next one of the same hospital that meets the series.
 """
 
 from __future__ import annotations
@@ -264,7 +264,7 @@ class _Run:
             if row := self._catalogue.series(series):
                 self._again(row, members)
             else:
-                self._pack(series, members)
+                self._pack(series, members, self._origin.tier)
             self._progress.series(done, len(groups))
         # After the packs, so that references to them can be resolved.
         for path, reason in others:
@@ -287,24 +287,29 @@ class _Run:
         with FileReader(self._layout.absolute(row.path)) as reader:
             there = {one["sop"]: one["sha256"] for one, _ in open_pack(reader).original_headers()}
         known = frozenset(there.values())
-        late = []
+        ours = row.facility == self._origin.facility
+        late, again = [], False
         for path in paths:
             if sha256_of(path) in known:
-                continue
-            if uid_of(read_head(path), "SOPInstanceUID") in there:
+                again = True
+            elif uid_of(read_head(path), "SOPInstanceUID") in there:
                 self._keep(
                     path,
                     "the series is in the store already, and this file is not one of those that "
                     "were packed: other content under the same UID is refused",
                 )
-            elif row.facility != self._origin.facility:
-                self._keep(path, _OTHER_HOSPITAL)
-            else:
+            elif ours:
                 late.append(path)
+            else:
+                self._keep(path, _OTHER_HOSPITAL)
         before = len(self._report.packed)
-        if late or not self._is_level(row):
-            self._pack(row.series_uid, late, row)
-        else:
+        # What was cut off is mended by the hospital whose series it is: only there is it known
+        # how much the images may show that had gone into the pack and not into its row.
+        level = self._is_level(row)
+        if late or (ours and not level):
+            tier = self._origin.tier if late or again else row.tier
+            self._pack(row.series_uid, late, tier, row)
+        elif level:
             self._drop_kept(known)
         if len(self._report.packed) == before:
             self._report.unchanged.append(row.series_uid)
@@ -315,7 +320,7 @@ class _Run:
         hashes = hashlib.sha256(blocks_path(pack).read_bytes()).hexdigest()
         return pack.stat().st_size == row.size and hashes == row.blocks
 
-    def _pack(self, series: str, paths: list[Path], row: Series | None = None) -> None:
+    def _pack(self, series: str, paths: list[Path], tier: int, row: Series | None = None) -> None:
         """Pack a series; if it has a row, with what is in its pack."""
         with ExitStack() as stack:
             old: list[Instance] = []
@@ -330,12 +335,12 @@ class _Run:
             earlier = [one for one in self._earlier(series) if one[0].sop_uid not in packed]
             found = Found.of([*paths, *(path for _, path in earlier)], old)
             if reason is None:
-                tier = max(self._origin.tier, *(kept.tier for kept, _ in earlier), 1)
-                reason = self._try(found, series, tier, row)
+                highest = max(tier, *(kept.tier for kept, _ in earlier), 1)
+                reason = self._try(found, series, highest, row)
             if reason is not None and old and earlier and paths:
                 # What waits beside a pack must not keep others out of it.
                 new = Found.of(paths, old)
-                if self._try(new, series, self._origin.tier, row) is None:
+                if self._try(new, series, tier, row) is None:
                     found, reason = new, None
         odd = list(found.odd)
         if reason is not None:
@@ -407,7 +412,7 @@ class _Run:
         facts["flags"] += tuple(flag for flag, holds in lacking.items() if holds)
         row = Series(
             **facts,
-            facility=self._origin.facility,
+            facility=self._origin.facility if before is None else before.facility,
             tier=tier,
             path=self._layout.relative(out),
             size=info.size,
