@@ -21,10 +21,12 @@ from kakehashi.cohort import (
     UnknownError,
 )
 from kakehashi.config import Config
+from kakehashi.errors import AuditError
 from kakehashi.secret import Secret
 from kakehashi.store.cohorts import Cohorts
 from kakehashi.store.permission import permission
 from kakehashi.store.query import matches
+from kakehashi.store.service.parts import AuditEvent
 from kakehashi.store.view import build_view
 from tests.store.conftest import DATA, StoreUnderTest, settings
 
@@ -182,6 +184,54 @@ def test_a_list_that_is_frozen_while_somebody_withdraws_does_not_hold_them(servi
 
 
 # In Python
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "ask"),
+    [
+        ("index", "count", lambda asker, _: asker.post("cohorts", name="late")),
+        ("index", "count", lambda asker, path: asker.post(f"{path}/freeze")),
+        ("cohorts", "find", lambda asker, path: asker.post(f"{path}/freeze")),
+        ("cohorts", "find", lambda asker, path: asker.post(f"{path}/share")),
+        ("cohorts", "visible", lambda asker, _: asker.get("cohorts")),
+    ],
+)
+def test_who_loses_the_right_meanwhile_changes_nothing_and_sees_nothing(
+    service, monkeypatch, part, name, ask
+):
+    asker = service.asker("all")
+    path = f"cohorts/{saved(asker)['id']}"
+    before = asker.get("cohorts").ok(), asker.get(path).ok()
+    looked_at = getattr(service, part)
+    whole = getattr(looked_at, name)
+
+    def revoked(*given, **named):
+        service.live.clear()
+        return whole(*given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(looked_at, name, revoked)
+        answer = ask(asker, path)
+    assert (answer.status, answer.json["error"]) == (403, "no-access")
+    later = service.asker("all")
+    assert (later.get("cohorts").ok(), later.get(path).ok()) == before
+
+
+def test_no_list_is_frozen_that_does_not_stand_in_the_trail(tmp_path):
+    full: list[str] = []
+
+    def audit(event: AuditEvent) -> None:
+        if event.kind in full:
+            raise AuditError("the disk is full")
+
+    with running(Config.model_validate(settings(tmp_path)), series(6), audit=audit) as service:
+        asker = service.asker("all")
+        path = f"cohorts/{saved(asker)['id']}"
+        full.append("freeze")
+        assert asker.post(f"{path}/freeze").status == 500
+        assert asker.get(path).ok()["versions"] == []
+        full.clear()
+        assert asker.post(f"{path}/freeze").ok()["version"] == 1
 
 
 def test_counting_choosing_and_joining(service):

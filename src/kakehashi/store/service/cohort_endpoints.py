@@ -17,7 +17,7 @@ from kakehashi.store.service.call import scope, scope_of
 
 if TYPE_CHECKING:
     from kakehashi.store.catalogue import Series
-    from kakehashi.store.cohorts import Frozen, SavedCohort, Version
+    from kakehashi.store.cohorts import Frozen, Member, SavedCohort, Version
     from kakehashi.store.service.call import Call
 
 _VERSION = re.compile("[1-9][0-9]{0,8}")
@@ -27,6 +27,7 @@ async def save(call: Call) -> models.CohortFacts:
     """Answer ``POST /v1/cohorts``."""
     asked = call.body(models.SaveRequest)
     meant = scope_of(asked)
+    await call.audit("save", meant, await call.work(lambda: call.access.count(meant)))
     try:
         saved = await call.work(
             lambda: call.parts.cohorts.save(
@@ -39,7 +40,6 @@ async def save(call: Call) -> models.CohortFacts:
         )
     except TooManyCohortsError as error:
         raise RefusedError("full", str(error)) from None
-    await call.audit("save", meant, await call.work(lambda: call.access.count(meant)))
     return _facts(saved)
 
 
@@ -47,6 +47,7 @@ async def visible(call: Call) -> models.CohortsAnswer:
     """Answer ``GET /v1/cohorts``."""
     claims = call.claims
     found = await call.work(lambda: call.parts.cohorts.visible(claims.project, claims.person))
+    call.check_live()
     return models.CohortsAnswer(cohorts=[_facts(saved) for saved in found])
 
 
@@ -66,6 +67,7 @@ async def share(call: Call) -> models.CohortFacts:
     """Answer ``POST /v1/cohorts/ID/share``."""
     call.body(models.ShareRequest)
     saved = await _find(call)
+    call.check_live()
     if not await call.work(lambda: call.parts.cohorts.share(saved.id, call.claims.person)):
         raise RefusedError("not-owner", "only a cohort's owner can share it")
     return _facts(await _find(call))
@@ -77,7 +79,7 @@ async def freeze(call: Call) -> models.FrozenAnswer:
     saved = await _find(call)
     meant = scope(saved.query, saved.selections)
 
-    def step() -> Frozen:
+    def listed() -> tuple[list[Member], int]:
         seen = call.parts.cohorts.withdrawals()
         # Counted first: the list of a whole catalogue would not fit in memory.
         count = call.access.count(meant)
@@ -88,16 +90,22 @@ async def freeze(call: Call) -> models.FrozenAnswer:
                 "frozen; narrow its query",
             )
         rows = call.access.records(call.access.uids(meant))
-        members = [(row.series_uid, row.blocks) for row in rows]
-        return call.parts.cohorts.freeze(saved, members, by=call.claims.person, withdrawals=seen)
+        return [(row.series_uid, row.blocks) for row in rows], seen
 
+    members, seen = await call.work(listed)
+    # Before the list is written: no version is there that does not stand in the trail.
+    await call.audit("freeze", meant, len(members))
+    call.check_live()  # the trail may have been waited for
     try:
-        frozen = await call.work(step)
+        frozen = await call.work(
+            lambda: call.parts.cohorts.freeze(
+                saved, members, by=call.claims.person, withdrawals=seen
+            )
+        )
     except WithdrawnMeanwhileError as error:
         raise RefusedError("changed", str(error)) from None
     except TooMuchFrozenError as error:
         raise RefusedError("full", str(error)) from None
-    await call.audit("freeze", meant, len(frozen.members))
     return models.FrozenAnswer(**_version(frozen).model_dump(), count=len(frozen.members))
 
 
