@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pydicom
 import pytest
-from pydicom.uid import SecondaryCaptureImageStorage
+from pydicom.uid import (
+    BasicTextSRStorage,
+    ExplicitVRLittleEndian,
+    SecondaryCaptureImageStorage,
+)
 
 from kakehashi.errors import StoreError
 from kakehashi.store.arrivals_summary import Arrivals
 from kakehashi.store.intake import Staging
-from kakehashi.store.layout import Layout
+from kakehashi.store.layout import Layout, locked
 from kakehashi.store.receive.arrivals import expect, read_list
 from kakehashi.store.receive.figures import day_of
 
@@ -168,6 +172,68 @@ def test_a_person_who_withdraws_while_the_series_waits_is_not_packed(hospital):
     intake.finish(quiet_s=0)
     assert hospital.catalogue.list_series() == []
     assert list(Staging(hospital.root).list()) == []
+
+
+@pytest.fixture
+def written() -> pydicom.Dataset:
+    """A structured report."""
+    heading = pydicom.Dataset()
+    heading.CodeValue, heading.CodingSchemeDesignator = "121071", "DCM"
+    heading.CodeMeaning = "Finding"
+    item = pydicom.Dataset()
+    item.RelationshipType, item.ValueType = "CONTAINS", "TEXT"
+    item.ConceptNameCodeSequence = [heading]
+    item.TextValue = "no nodule"
+    report = pydicom.Dataset()
+    report.file_meta = pydicom.dataset.FileMetaDataset()
+    report.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    report.SOPClassUID = report.file_meta.MediaStorageSOPClassUID = BasicTextSRStorage
+    report.SOPInstanceUID = report.file_meta.MediaStorageSOPInstanceUID = "1.2.8.2.1"
+    report.StudyInstanceUID, report.SeriesInstanceUID = "1.2.8", "1.2.8.2"
+    report.PatientID, report.PatientName, report.Modality = "P1", "Yamada^Taro", "SR"
+    report.ValueType, report.ContentSequence = "CONTAINER", [item]
+    return report
+
+
+def test_no_report_is_stored_of_a_person_whose_withdrawal_has_ended(hospital, written, monkeypatch):
+    key = hospital.deidentifier.patient_id("F01", "P1")
+    real = hospital.catalogue.withdrawn
+
+    def withdrawn() -> frozenset[str]:
+        """Have the person withdraw when it was just read who has."""
+        before = real()
+        hospital.catalogue.withdraw(key, "manager", "asked to")
+        return before
+
+    monkeypatch.setattr(hospital.catalogue, "withdrawn", withdrawn)
+    hospital.send([written])
+    intake = hospital.intake()
+    intake.take()
+    assert (intake.progress.withdrawn, intake.progress.taken) == (1, 0)
+    assert (hospital.waiting(), hospital.reasons()) == (0, [])
+    assert hospital.reports.withdraw([], key) == 0
+    assert list(Staging(hospital.root).list()) == []
+
+
+def test_a_report_is_stored_while_nobody_can_withdraw(hospital, written, monkeypatch):
+    key = hospital.deidentifier.patient_id("F01", "P1")
+    real, free = hospital.reports.add, []
+
+    def add(*known: str, **others: str) -> bool:
+        try:
+            with locked(Layout(hospital.root).packs / ".lock", wait=False):
+                free.append(True)
+        except StoreError:
+            free.append(False)
+        return real(*known, **others)
+
+    monkeypatch.setattr(hospital.reports, "add", add)
+    hospital.send([written])
+    intake = hospital.intake()
+    intake.take()
+    assert free == [False]
+    assert intake.progress.taken == 1
+    assert hospital.reports.withdraw([], key) == 1
 
 
 def test_two_intakes_at_once_are_refused(hospital):

@@ -372,16 +372,28 @@ class Intake:
         report = parsed.report
         if report is not None and len(normalised(report)) > LONGEST_REPORT:
             return self._refuse(entry, "its report is longer than any that is kept")
-        origin = Origin(entry.facility, parsed.tier)
-        staged = self._staging.put(
-            parsed.series, parsed.sop, origin, parsed.patient, parsed.content
-        )
-        if staged:
-            return self._refuse(entry, staged)
-        if report is not None:
-            self._reports.add(parsed.study, entry.facility, report, patient_id=parsed.patient)
+        if report is None:
+            refused = self._put(entry, parsed)
+        else:
+            with locked(self._layout.packs / ".lock", wait=True):
+                # Whoever withdraws waits for this lock, and takes away what is there then.
+                if parsed.patient in self._catalogue.withdrawn():
+                    self.progress.withdrawn += 1
+                    return True
+                refused = self._put(entry, parsed)
+                if not refused:
+                    self._reports.add(
+                        parsed.study, entry.facility, report, patient_id=parsed.patient
+                    )
+        if refused:
+            return self._refuse(entry, refused)
         self.progress.taken += 1
         return True
+
+    def _put(self, entry: Entry, parsed: Parsed) -> str:
+        """Stage an object, or return why not."""
+        origin = Origin(entry.facility, parsed.tier)
+        return self._staging.put(parsed.series, parsed.sop, origin, parsed.patient, parsed.content)
 
     def _packed(self, series: str) -> dict[str, str]:
         """Return the objects of a series that is in the store: UID to SHA-256."""
