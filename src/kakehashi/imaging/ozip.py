@@ -125,8 +125,9 @@ class FileReader:
 class _Window(io.RawIOBase):
     """The reader as a seekable file for :mod:`zipfile`, with the tail read once."""
 
-    def __init__(self, reader: ByteReader) -> None:
+    def __init__(self, reader: ByteReader, most: int | None) -> None:
         self._reader = reader
+        self._most = most
         self._position = 0
         self._tail_start = max(0, reader.size - _TAIL_LEAST) // _BLOCK * _BLOCK
         self._tail = _read_exactly(reader, self._tail_start, reader.size - self._tail_start)
@@ -150,6 +151,8 @@ class _Window(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         left = max(0, self._reader.size - self._position)
         size = left if size < 0 else min(size, left)
+        if self._most is not None and size > self._most:
+            raise StoreError(f"a directory of {size} bytes is larger than it should be")
         start = self._position - self._tail_start
         if start >= 0:
             data = self._tail[start : start + size]
@@ -184,21 +187,24 @@ class ZipStore(Store):
     ----------
     reader : ByteReader
         Where the bytes come from.
+    most : int, optional
+        Bytes of a directory that is read; by default of any.
 
     Raises
     ------
     StoreError
-        The file is not a zip, or a member is compressed, encrypted or there twice.
+        The file is not a zip, its directory is too large, or a member is compressed, encrypted or
+        there twice.
     """
 
     supports_writes = False
     supports_deletes = False
     supports_listing = True
 
-    def __init__(self, reader: ByteReader) -> None:
+    def __init__(self, reader: ByteReader, *, most: int | None = None) -> None:
         super().__init__(read_only=True)
         self._reader = reader
-        self._members, self.comment = _directory(reader)
+        self._members, self.comment = _directory(reader, most)
         self._starts: dict[str, int] = {}
         self._is_open = True
 
@@ -330,9 +336,9 @@ class ZipStore(Store):
             yield name
 
 
-def _directory(reader: ByteReader) -> tuple[dict[str, _Member], bytes]:
+def _directory(reader: ByteReader, most: int | None) -> tuple[dict[str, _Member], bytes]:
     try:
-        with zipfile.ZipFile(_Window(reader)) as archive:
+        with zipfile.ZipFile(_Window(reader, most)) as archive:
             infos, comment = archive.infolist(), archive.comment
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
         raise StoreError(f"not a readable zip file: {error}") from error

@@ -26,8 +26,9 @@ DESCRIPTORS = 64
 
 # Besides what Python was started with; what is not there is left out.
 _SOFTWARE = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/dev/null", "/dev/urandom")
-_LOAD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06
-_ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | 13
+_LOAD, _JUMP_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
+_ALLOWED, _DENIED = (_RETURN, 0, 0, 0x7FFF0000), (_RETURN, 0, 0, 0x00050000 | 13)
+_CLONE_FLAGS, _CLONE_THREAD = (_LOAD, 0, 0, 16), 0x00010000
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,8 @@ def confine(
     *,
     read: Iterable[str] = (),
     write: Iterable[str] = (),
-    processes: int = 0,
+    largest: int = 0,
+    threads: int = 0,
 ) -> Walls:
     """Give up every right but to compute, and to read software.
 
@@ -78,8 +80,11 @@ def confine(
         Who to be from now on. As another than root, or with None, this process stays who it is.
     read, write : iterable of str
         Folders to read in besides software, and to write in.
-    processes : int
-        How many threads the account may have besides this one.
+    largest : int
+        Most bytes of a file that it writes.
+    threads : int
+        How many threads the account may have besides this one. Processes it makes none: they
+        would be there when this one has ended.
 
     Returns
     -------
@@ -107,15 +112,13 @@ def confine(
     if becomes and account is not None:
         _become(account)
         # Of an account that others use too, the limit would count their processes.
-        resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
+        resource.setrlimit(resource.RLIMIT_NPROC, (threads, threads))
     # A change of account clears what was said about the parent's death before.
     syscalls.die_with_parent()
     # What lies in memory is identifiable.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
-    write = tuple(write)
-    if not write:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     syscalls.drop_capabilities()
     syscalls.no_new_privileges()
     syscalls.set_dumpable(dumpable=False)
@@ -124,7 +127,7 @@ def confine(
         os.dup2(null, standard)
     os.close(null)
     software = (*_SOFTWARE, sys.prefix, sys.base_prefix, *filter(os.path.isabs, sys.path))
-    landlock.restrict(landlock.Rules((*software, *read), write, (), (), ()))
+    landlock.restrict(landlock.Rules((*software, *read), tuple(write), (), (), ()))
     return Walls(becomes, capabilities, network, landlock.abi() > 0, _filter_calls())
 
 
@@ -153,14 +156,20 @@ def _filter_calls() -> bool:
     except OSError:
         return False  # no table for this machine
     syscalls.install_filter(program)
-    # A named socket has no network that it belongs to, and anybody may open some of them.
-    refused = syscalls.number("socket")
-    steps = [
-        (_LOAD, 0, 0, 0),
-        (_JUMP_EQUAL, 0, 1, refused),
-        (_RETURN, 0, 0, _REFUSE),
-        (_RETURN, 0, 0, _ALLOW),
-    ]
+    bodies = {
+        # A named socket has no network that it belongs to, and anybody may open some of them.
+        "socket": (_DENIED,),
+        "fork": (_DENIED,),
+        "vfork": (_DENIED,),
+        # What makes a process makes a thread too; clone3 is absent already.
+        "clone": (_CLONE_FLAGS, (_JUMP_ANY_BIT, 1, 0, _CLONE_THREAD), _DENIED, _ALLOWED),
+    }
+    steps = [(_LOAD, 0, 0, 0)]
+    for name, body in bodies.items():
+        number = syscalls.number(name)
+        if number is not None:
+            steps += [(_JUMP_EQUAL, 0, len(body), number), *body]
+    steps.append(_ALLOWED)
     syscalls.install_filter(b"".join(struct.pack("HBBI", *step) for step in steps))
     return True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -53,6 +54,9 @@ _COMMENT = json.dumps(
 ).encode()
 _ZSTD_LEVEL = 9
 
+REPEATED = "repeated-volume"
+"""Flag of a series of which two volumes have the same pixels."""
+
 
 @dataclass(frozen=True, slots=True)
 class PackInfo:
@@ -102,6 +106,53 @@ class Arranged:
         return [self.instances[index].sop for index in _used(volume)]
 
 
+@dataclass(frozen=True, slots=True)
+class Described:
+    """All that a pack says besides the pixels.
+
+    Attributes
+    ----------
+    series : Arranged
+    facts : SeriesFacts
+        All but the flag ``repeated-volume``, for which the pixels are needed.
+    members : dict of str to bytes
+        The headers, in both forms, by their name.
+    """
+
+    series: Arranged
+    facts: SeriesFacts
+    members: dict[str, bytes]
+
+    def information(self, size: int, blocks: str, *, repeated: bool) -> PackInfo:
+        """Return what is known of the pack, of so many bytes and with such block hashes."""
+        flags = (*self.facts.flags, REPEATED) if repeated else self.facts.flags
+        sources = {instance.sop: instance.sha256 for instance in self.series.in_order}
+        return PackInfo(replace(self.facts, flags=flags), size, blocks, sources)
+
+    def documents(self) -> dict[str, bytes]:
+        """Return the descriptions of the pack's groups and arrays, by their name."""
+        writer = ZipWriter(io.BytesIO(), _COMMENT)
+        _lay_out(writer, self.series)
+        return writer.documents
+
+    def shards(self) -> dict[str, tuple[int, ...]]:
+        """Return into how many shards each array is cut, by what their names begin with."""
+        found = {}
+        for index, volume in enumerate(self.series.volumes):
+            for level in range(LEVELS):
+                shape = _shape(volume, level)
+                shard, _ = _tiles(shape)
+                counts = tuple(math.ceil(n / s) for n, s in zip(shape, shard, strict=True))
+                found[f"{volume_path(index)}{level}/c/"] = counts
+        return found
+
+    def pixel_bytes(self) -> int:
+        """Return the bytes of the pixels, as they are without compression, of the first level."""
+        return sum(
+            math.prod(volume.shape) * volume.pixels.dtype.itemsize for volume in self.series.volumes
+        )
+
+
 def _used(*volumes: Volume) -> list[int]:
     return list(dict.fromkeys(plane.instance for volume in volumes for plane in volume.planes))
 
@@ -141,27 +192,31 @@ def pack_instances(
     on_slice: Callable[[int, int], None] | None = None,
 ) -> PackInfo:
     """Pack instances that were read already; see :func:`pack_series`."""
-    with tolerant(), _damage_refused():
-        series = arrange(instances)
-        members = _dicom_members(series.in_order)
-        first = series.in_order[0].dataset
-        facts = describe(first, [volume.grid for volume in series.volumes])
+    known = described(instances)
     with tolerant(), replacing(out) as file:
-        equal = _write(file, series, members, on_slice or (lambda _done, _all: None))
+        repeated = _write(file, known.series, known.members, on_slice or (lambda _done, _all: None))
         file.flush()
         # The hashes come first under their final name: a pack without them cannot be seen.
         hashes = block_hashes(out.with_name(out.name + PART))
         with replacing(blocks_path(out)) as blocks:
             blocks.write(hashes)
         size = file.seek(0, 2)
-    if equal:
-        facts = replace(facts, flags=(*facts.flags, "repeated-volume"))
-    return PackInfo(
-        facts=facts,
-        size=size,
-        blocks=hashlib.sha256(hashes).hexdigest(),
-        sources={instance.sop: instance.sha256 for instance in series.in_order},
-    )
+    return known.information(size, hashlib.sha256(hashes).hexdigest(), repeated=repeated)
+
+
+def described(instances: Sequence[Instance]) -> Described:
+    """Find what a pack says besides the pixels, by the headers alone.
+
+    Raises
+    ------
+    PackError
+        As :func:`pack_series`.
+    """
+    with tolerant(), _damage_refused():
+        series = arrange(instances)
+        first = series.in_order[0].dataset
+        facts = describe(first, [volume.grid for volume in series.volumes])
+        return Described(series, facts, _dicom_members(series.in_order))
 
 
 @contextmanager
@@ -219,7 +274,7 @@ def _rescale(volume: Volume) -> Rescale:
 def _write(
     file: BinaryIO,
     series: Arranged,
-    members: tuple[bytes, bytes],
+    members: dict[str, bytes],
     on_slice: Callable[[int, int], None],
 ) -> bool:
     """Write the pack; say whether two volumes have the same pixels."""
@@ -236,20 +291,11 @@ def _write(
 def _write_members(
     writer: ZipWriter,
     series: Arranged,
-    members: tuple[bytes, bytes],
+    members: dict[str, bytes],
     on_slice: Callable[[int, int], None],
 ) -> bool:
-    arrays = []
-    zarr.create_group(writer, zarr_format=3, attributes=attributes_of(series))
-    for index, volume in enumerate(series.volumes):
-        path = volume_path(index)
-        if index == 1:
-            zarr.create_group(writer, path=path.split("/", 1)[0], zarr_format=3)
-        if index:
-            ome = _multiscales(f"{_uid(series)} {index}", volume)
-            zarr.create_group(writer, path=path, zarr_format=3, attributes={"ome": ome})
-        arrays.append([_create(writer, path, level, volume) for level in range(LEVELS)])
-    for name, packed in zip((HEADERS_MEMBER, PREAMBLE_MEMBER), members, strict=True):
+    arrays = _lay_out(writer, series)
+    for name, packed in members.items():
         writer.put(name, packed)
 
     total, before = sum(len(volume.planes) for volume in series.volumes), 0
@@ -276,6 +322,21 @@ def _write_members(
     return len(contents) < len(series.volumes)
 
 
+def _lay_out(writer: ZipWriter, series: Arranged) -> list[list[zarr.Array[Any]]]:
+    """Write the descriptions of groups and arrays; return each volume's arrays."""
+    arrays = []
+    zarr.create_group(writer, zarr_format=3, attributes=attributes_of(series))
+    for index, volume in enumerate(series.volumes):
+        path = volume_path(index)
+        if index == 1:
+            zarr.create_group(writer, path=path.split("/", 1)[0], zarr_format=3)
+        if index:
+            ome = _multiscales(f"{_uid(series)} {index}", volume)
+            zarr.create_group(writer, path=path, zarr_format=3, attributes={"ome": ome})
+        arrays.append([_create(writer, path, level, volume) for level in range(LEVELS)])
+    return arrays
+
+
 def _slabs(frames: Frames, volume: Volume, pool: Executor) -> Iterator[tuple[int, NDArray[Any]]]:
     """Yield (first slice, slices of one row of shards); the next one is decoded meanwhile."""
     (depth, *_), _ = _tiles(volume.shape)
@@ -298,7 +359,7 @@ def _slabs(frames: Frames, volume: Volume, pool: Executor) -> Iterator[tuple[int
 
 
 def _create(writer: ZipWriter, path: str, level: int, volume: Volume) -> zarr.Array[Any]:
-    shape = tuple(math.ceil(n / 2**level) for n in volume.shape)
+    shape = _shape(volume, level)
     shard, chunk = _tiles(shape)
     dtype = volume.pixels.dtype
     codec = BloscCodec(
@@ -321,6 +382,10 @@ def _create(writer: ZipWriter, path: str, level: int, volume: Volume) -> zarr.Ar
         dimension_names=("z", "y", "x"),
         zarr_format=3,
     )
+
+
+def _shape(volume: Volume, level: int) -> tuple[int, ...]:
+    return tuple(math.ceil(n / 2**level) for n in volume.shape)
 
 
 def _tiles(shape: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -414,7 +479,7 @@ def _multiscales(name: str, volume: Volume) -> dict[str, Any]:
     }
 
 
-def _dicom_members(instances: list[Instance]) -> tuple[bytes, bytes]:
+def _dicom_members(instances: list[Instance]) -> dict[str, bytes]:
     """Return the headers as DICOM JSON, and as received with an index, both compressed."""
     # What the JSON model cannot say is left out of it, and is in the original.
     models = [instance.dataset.to_json_dict(suppress_invalid_tags=True) for instance in instances]
@@ -433,7 +498,10 @@ def _dicom_members(instances: list[Instance]) -> tuple[bytes, bytes]:
     original = struct.pack("<Q", len(text)) + text + b"".join(i.header for i in instances)
     model = json.dumps(_finite(models), ensure_ascii=False, separators=(",", ":")).encode()
     zstd = numcodecs.Zstd(level=_ZSTD_LEVEL)
-    return bytes(zstd.encode(model)), bytes(zstd.encode(original))
+    return {
+        HEADERS_MEMBER: bytes(zstd.encode(model)),
+        PREAMBLE_MEMBER: bytes(zstd.encode(original)),
+    }
 
 
 def _finite(value: Any) -> Any:

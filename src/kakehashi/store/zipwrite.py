@@ -47,6 +47,11 @@ class ZipWriter(Store):
         self._lock = threading.Lock()
         self._is_open = True
 
+    @property
+    def documents(self) -> dict[str, bytes]:
+        """The descriptions of groups and arrays that were written, by their name."""
+        return dict(self._documents)
+
     def put(self, key: str, data: bytes) -> None:
         """Write a member.
 

@@ -147,6 +147,22 @@ def assert_walled(pid: int) -> None:
 
 
 @as_root
+def test_who_is_confined_makes_threads_but_no_process_that_would_outlive_it():
+    def thread() -> None:
+        confine("nobody", threads=8)
+        other = threading.Thread(target=int)
+        other.start()
+        other.join()
+
+    def process() -> None:
+        confine("nobody", threads=8)
+        os.fork()
+
+    assert forked(thread) == "None"
+    assert forked(process) == "PermissionError"
+
+
+@as_root
 def test_as_root_too_no_thread_of_a_parser_has_a_right(open_parser):
     read(open_parser(None), files_of("ct_chest")[0])
     (pid,) = children()

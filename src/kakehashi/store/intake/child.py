@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kakehashi.errors import StoreError
@@ -54,6 +55,7 @@ class _Running:
     process: subprocess.Popen[bytes]
     channel: socket.socket
     room: int
+    largest: int
 
 
 class Child:
@@ -86,6 +88,7 @@ class Child:
         memory: int,
         seconds: float,
         longest: int = 0,
+        largest: int = 0,
         descriptors: Sequence[int] = (),
     ) -> Message:
         """Ask something, and return the answer.
@@ -102,6 +105,8 @@ class Child:
             How long it may take.
         longest : int
             Most bytes of the answer's content.
+        largest : int
+            Most bytes of a file that it writes.
         descriptors : sequence of int
             Open files to hand over; they stay open here.
 
@@ -112,27 +117,39 @@ class Child:
         StoreError
             It does not start.
         """
+        ask = partial(
+            self._ask,
+            facts,
+            descriptors,
+            memory=memory,
+            seconds=seconds,
+            longest=longest,
+            largest=largest,
+        )
         before = self._running
         try:
-            return self._ask(facts, memory, seconds, longest, descriptors)
+            return ask()
         except Ended:
             if before is None:
                 raise
-        return self._ask(facts, memory, seconds, longest, descriptors)
+        return ask()
 
     def _ask(
         self,
         facts: dict[str, Any],
+        descriptors: Sequence[int],
+        *,
         memory: int,
         seconds: float,
         longest: int,
-        descriptors: Sequence[int],
+        largest: int,
     ) -> Message:
         running = self._running
-        if running is None or memory > running.room:
+        if running is None or memory > running.room or largest > running.largest:
             self.end()
-            # In powers of two, so that series that grow a little do not start it each time.
-            running = self._running = self._start(max(ROOM, 1 << (memory - 1).bit_length()))
+            # In powers of two, so that objects that grow a little do not start it each time.
+            room = max(ROOM, 1 << (memory - 1).bit_length())
+            running = self._running = self._start(room, largest)
         until = time.monotonic() + seconds
         try:
             running.channel.settimeout(seconds)
@@ -173,7 +190,7 @@ class Child:
         _log.warning("the %s is started anew: %s", self._what, why)
         return why
 
-    def _start(self, room: int) -> _Running:
+    def _start(self, room: int, largest: int) -> _Running:
         ours, theirs = socket.socketpair()
         # Without -I the folder it is started in could give it other modules.
         command = [sys.executable, "-I", "-m", self._module, str(theirs.fileno())]
@@ -190,7 +207,7 @@ class Child:
                 ours.close()
                 raise StoreError(f"the {self._what} does not start ({error.strerror})") from error
         try:
-            say(ours, self._first | {"room": room})
+            say(ours, self._first | {"room": room, "largest": largest})
             told = hear(ours, until=time.monotonic() + START_S).facts
         except Silence as error:
             told = {"failed": str(error)}
@@ -204,7 +221,7 @@ class Child:
         if missing and not self._warned:
             _log.warning("the %s runs without %s", self._what, ", ".join(missing))
             self._warned = True
-        return _Running(process, ours, room)
+        return _Running(process, ours, room, largest)
 
 
 def _end(process: subprocess.Popen[bytes], channel: socket.socket) -> None:
@@ -218,7 +235,7 @@ def serve(
     *,
     read: Sequence[str] = (),
     write: Sequence[str] = (),
-    processes: int = 0,
+    threads: int = 0,
 ) -> None:
     """Be a child: get ready, give up all rights, and answer until the parent is gone.
 
@@ -227,7 +244,7 @@ def serve(
     prepare : callable
         Gets what was said first, and gives what answers a message; it is called when all rights
         are given up already.
-    read, write, processes
+    read, write, threads
         See :func:`kakehashi.store.confine.confine`.
     """
     channel = socket.socket(fileno=int(sys.argv[1]))
@@ -238,7 +255,13 @@ def serve(
             if "folder" in first:
                 # Later it has no right to the folders above.
                 os.chdir(first["folder"])
-            walls = confine(first["account"], read=read, write=write, processes=processes)
+            walls = confine(
+                first["account"],
+                read=read,
+                write=write,
+                largest=first["largest"],
+                threads=threads,
+            )
             answer = prepare(first)
         except Exception as error:
             # Nothing from outside was looked at yet; standard error may be gone already.

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kakehashi.errors import PackError, StoreError
 from kakehashi.store.dicom import read_instance, tolerant
 from kakehashi.store.intake.child import serve
-from kakehashi.store.pack import pack_instances
+from kakehashi.store.pack import REPEATED, pack_instances
 from kakehashi.store.repack import packed_instances
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ _THREADS = 64 + 4 * (os.cpu_count() or 1)
 
 
 def prepare(_first: dict[str, Any]) -> Callable[[Message], tuple[dict[str, Any], bytes]]:
-    """Return what packs the files of ``in`` and answers with the facts of the pack."""
+    """Return what packs the files of ``in``, and says what is known from the pixels alone."""
 
     def answer(message: Message) -> tuple[dict[str, Any], bytes]:
         try:
@@ -52,12 +51,9 @@ def _packed(files: int, *, old: bool) -> dict[str, Any]:
             instances += stack.enter_context(packed_instances(Path("in/old.ozx")))
         instances += [read_instance(Path(f"in/{number}.dcm")) for number in range(files)]
         info = pack_instances(instances, Path("out/pack.ozx"))
-    facts = asdict(info.facts)
-    if info.facts.study_date is not None:
-        facts["study_date"] = info.facts.study_date.isoformat()
-    return {"facts": facts, "sources": info.sources}
+    return {"repeated": REPEATED in info.facts.flags}
 
 
 if __name__ == "__main__":
     with tolerant():
-        serve(prepare, read=["."], write=["out"], processes=_THREADS)
+        serve(prepare, read=["."], write=["out"], threads=_THREADS)
