@@ -45,6 +45,8 @@ class Running:
             status = 1
             try:
                 os.close(reading)
+                # All that comes from the receiver has this one, whatever else it closes.
+                os.dup2(writing, 0)
                 logging.basicConfig(level=logging.ERROR, force=True)
                 with socket.create_server(("127.0.0.1", 0), backlog=128) as server:
                     port = server.getsockname()[1].to_bytes(2, "big")

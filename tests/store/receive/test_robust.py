@@ -197,7 +197,8 @@ def test_a_process_that_is_told_to_stop_as_it_ends_touches_no_other(run, monkeyp
 
 def test_a_process_that_falls_silent_and_stays_holds_up_no_other(run, tmp_path, monkeypatch):
     """The listener must not wait for the end of one that only closed its channel."""
-    broken, enter = tmp_path / "broken", Asker.enter
+    # The one folder in which it may take a file away.
+    broken, enter = tmp_path / "root/receive/incoming/broken", Asker.enter
 
     def stays(asker: Asker, facility: str) -> bool:
         if broken.exists():

@@ -28,6 +28,7 @@ from kakehashi.store.receive.association import Association, Host, Stopped
 from kakehashi.store.receive.inbox import Inbox
 from kakehashi.store.receive.offer import Offer, Verdict
 from kakehashi.store.receive.senders import Senders
+from kakehashi.store.receive.walls import enclose, missing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,6 +128,8 @@ class _Listener:
 
     def run(self, ready: Callable[[], None]) -> None:
         self._inbox.recover()
+        if gaps := missing():
+            _LOG.warning("associations are less confined here: no %s", ", no ".join(gaps))
         woken, waker = socket.socketpair()
         waker.settimeout(0)
         previous = {
@@ -288,9 +291,11 @@ class _Listener:
             _bind_to(parent)
             signal.set_wakeup_fd(-1)
             _limit(self._settings.memory_mb)
+            incoming = self._inbox.folders.incoming
             self._server.close()
             for child in self._children.values():
                 child.channel.close()
+            enclose(incoming, {connection.fileno(), channel.fileno()})
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
@@ -298,7 +303,6 @@ class _Listener:
                 connection.settimeout(self._settings.idle_s)
                 connection = self._tls.wrap_socket(connection, server_side=True)
             asker = Asker(channel)
-            incoming = self._inbox.folders.incoming
             host = Host(self._settings, self._senders, incoming, asker.enter, asker.place)
             association = Association(host, connection, address, full=full)
             signal.signal(signal.SIGTERM, lambda *_: association.stop())
@@ -367,5 +371,3 @@ def _limit(memory_mb: int) -> None:
         own = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     most = own + (memory_mb << 20)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    # What lies in memory is identifiable.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
