@@ -153,6 +153,7 @@ def add(
     origin: Origin = Origin(),
     study_short: bool | None = None,
     pack: Packing = pack_instances,
+    sweep: bool = True,
 ) -> AddReport:
     """Take files into the store.
 
@@ -170,6 +171,8 @@ def add(
         Whether fewer objects of the files' study came than were stated; as before by default.
     pack : callable, optional
         What makes a pack; by default it is made in this process.
+    sweep : bool, optional
+        Whether half written files of killed runs are looked for in all folders first.
 
     Returns
     -------
@@ -187,9 +190,10 @@ def add(
             folder.mkdir(mode=0o750, exist_ok=True)
         give_to_group(layout.packs, f"{store.account_prefix}view")
         with locked(layout.packs / ".lock", wait=False), tolerant():
-            for folder in (layout.packs, layout.kept_folder):
-                for stale in folder.glob(f"*/*{PART}"):
-                    stale.unlink()
+            if sweep:
+                for folder in (layout.packs, layout.kept_folder):
+                    for stale in folder.glob(f"*/*{PART}"):
+                        stale.unlink()
             run = _Run(
                 store,
                 layout,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
+from pathlib import Path
 
 import pydicom
 import pytest
@@ -188,3 +189,65 @@ def test_figures_that_cannot_be_written_down_keep_nothing_waiting(hospital, capl
     hospital.intake().once()
     assert len(hospital.catalogue.list_series()) == 1
     assert "no figures for the portal" in caplog.text
+
+
+def test_of_what_waits_only_that_is_read_again_of_which_more_came(hospital, two, monkeypatch):
+    staging, read = Staging(hospital.root), []
+    real = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        read.append(path.parent.name)
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    before = {one.series: one for one in staging.list()}
+    assert sorted(before) == sorted(read) == sorted(two)
+    assert {one.series: one for one in staging.list()} == before
+    assert len(read) == 2
+    one = before[two[0]]
+    assert staging.put(one.series, "1.2.3", one.origin, one.patient, b"more") == ""
+    read.clear()
+    after = {one.series: one for one in staging.list()}
+    assert after[two[0]].objects == one.objects + 1
+    assert after[two[1]] == before[two[1]]
+    assert read == [two[0]]
+    # Another process removes what is withdrawn.
+    Staging(hospital.root).remove(one)
+    assert [one.series for one in staging.list()] == [two[1]]
+
+
+def test_staging_is_looked_through_now_and_then_while_objects_come(hospital, monkeypatch):
+    now, stop, steps = [1e9], threading.Event(), []
+    worker = hospital.intake(clock=lambda: now[0])
+    taken = iter([1, 1, 1, 1, 0])
+
+    def take() -> int:
+        steps.append("take")
+        if steps.count("take") == 4:
+            now[0] += intake.PASS_S
+        count = next(taken)
+        if not count:
+            stop.set()
+        return count
+
+    monkeypatch.setattr(worker, "take", take)
+    monkeypatch.setattr(worker, "finish", lambda: steps.append("finish") or 0)
+    worker.run(stop)
+    # At once; when it is time; and when no more comes.
+    assert " ".join(steps) == "take finish take take take finish take finish"
+
+
+def test_half_files_of_killed_runs_are_looked_for_once_and_again_after_a_while(hospital, two):
+    worker = hospital.intake()
+    half = hospital.root / "packs" / "zz" / "1.2.3.ozx.part"
+    half.parent.mkdir()
+    half.write_bytes(b"half")
+    assert worker.finish(quiet_s=0) == 2
+    assert not half.exists()
+    half.write_bytes(b"half")
+    hospital.send(files_of("mr_rle"))
+    worker.once()
+    assert half.exists()
+    hospital.send(files_of("pet_uneven"))
+    worker.once()
+    assert not half.exists()

@@ -157,7 +157,8 @@ class _Heads:
 
     Attributes
     ----------
-    sops : frozenset of str
+    came : int
+        Different objects, with those that the store has already.
     study : str
         StudyInstanceUID, empty if there is none.
     in_series, in_study, acquired : int or None
@@ -166,7 +167,7 @@ class _Heads:
         Its images lie on regular grids, or cannot be judged.
     """
 
-    sops: frozenset[str]
+    came: int
     study: str
     in_series: int | None
     in_study: int | None
@@ -174,18 +175,20 @@ class _Heads:
     whole: bool
 
     @classmethod
-    def of(cls, paths: Iterable[Path]) -> Self:
-        """Read them."""
+    def of(cls, paths: Iterable[Path], before: Collection[str]) -> Self:
+        """Read them; of the series the store has some objects before."""
         found = [(path, head) for path in paths if (head := read_head(path)) is not None]
         heads = [head for _, head in found]
         images = [_Placed.of(path, head) for path, head in found if refusal(head) is None]
+        sops = {str(attribute(head, "SOPInstanceUID")) for head in heads}
         return cls(
-            sops=frozenset(str(attribute(head, "SOPInstanceUID")) for head in heads),
+            came=len(sops.union(before)),
             study=next((str(attribute(head, "StudyInstanceUID") or "") for head in heads), ""),
             in_series=objects_stated(heads, IN_SERIES),
             in_study=objects_stated(heads, IN_STUDY),
             acquired=images_acquired(heads),
-            whole=_on_grids(images),
+            # Gaps in what came late say nothing: its neighbours are in the store.
+            whole=bool(before) or _on_grids(images),
         )
 
 
@@ -203,11 +206,10 @@ class _Placed(Instance):
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A series when it was looked at, and what the store had of it then."""
+    """A series when it was looked at; no UIDs of objects, as there may be many such series."""
 
     staged: Staged
     heads: _Heads
-    before: frozenset[str]
 
 
 def _on_grids(images: list[_Placed]) -> bool:
@@ -309,17 +311,15 @@ class Completeness:
         there : callable
             Gives the SOPInstanceUIDs of a series that are in the store already.
         """
-        seen = self._see(staged, there)
-        heads, came = seen.heads, len(seen.heads.sops | seen.before)
+        heads = self._see(staged, there).heads
         return Known(
             last=staged.last,
             arriving=staged.series in self._arriving,
-            series=_count(came, heads.in_series),
-            acquired=_count(came, heads.acquired),
+            series=_count(heads.came, heads.in_series),
+            acquired=_count(heads.came, heads.acquired),
             study=self._study(staged.origin.facility, heads),
             study_uid=heads.study,
-            # Gaps in what came late say nothing: its neighbours are in the store.
-            whole=heads.whole or bool(seen.before),
+            whole=heads.whole,
         )
 
     def ready(self, staged: Staged, there: Callable[[str], Collection[str]], now: float) -> bool:
@@ -337,8 +337,8 @@ class Completeness:
         """Look at a series, once for as long as nothing more of it comes."""
         seen = self._seen.get(staged.series)
         if seen is None or seen.staged != staged:
-            heads = _Heads.of(sorted(staged.folder.glob("*.dcm")))
-            seen = _Seen(staged, heads, frozenset(there(staged.series)))
+            paths = sorted(staged.folder.glob("*.dcm"))
+            seen = _Seen(staged, _Heads.of(paths, there(staged.series)))
             self._seen[staged.series] = seen
         return seen
 

@@ -67,6 +67,9 @@ ARRIVALS = "arrivals.json"
 MOST_AT_ONCE = 1024
 """Objects that are taken before complete series are looked for."""
 
+PASS_S = 5.0
+"""Seconds from one pass over staging to the next while objects are being taken."""
+
 TRIES = 3
 """How often an object is taken up again that the rest of the store has nothing against."""
 
@@ -162,6 +165,8 @@ class Intake:
         self._layout.packs.mkdir(mode=0o750, exist_ok=True)
         self._position_file = store.root / "staging" / ".position.json"
         self._setbacks = Setbacks()
+        self._passed = float("-inf")
+        self._swept = False
         self._said: float | None = None
         self._tidied: float | None = None
         self.progress = Progress()
@@ -185,7 +190,10 @@ class Intake:
                         # What was packed when the last run was cut off.
                         catch_up(self._store, self._catalogue, self._index)
                         behind = False
-                    busy = self.take() + self.finish()
+                    busy = self.take()
+                    if not busy or self._clock() - self._passed >= PASS_S:
+                        busy += self.finish()
+                        self._passed = self._clock()
                     self._say()
                     self._tidy()
                     pause = PAUSE_S
@@ -410,7 +418,9 @@ class Intake:
             origin=staged.origin,
             study_short=known.study_short,
             pack=self._packer,
+            sweep=not self._swept,
         )
+        self._swept = True
         self.progress.packed += len(report.packed)
         self.progress.kept += len(report.kept)
         for series, short in report.short.items():
@@ -450,10 +460,14 @@ class Intake:
                 _log.warning("no figures for the portal: %s", why_of(error))
 
     def _tidy(self) -> None:
-        """Let go of what the journal has of objects that were dealt with, once an hour."""
+        """Let go of what the journal has of objects that were dealt with, once an hour.
+
+        Also have the next packing look for what a killed run of another command has left.
+        """
         now, position = self._clock(), self._position()
         if self._tidied is None or now - self._tidied >= TIDY_S:
             self._tidied = now
+            self._swept = False
             try:
                 with self._as_receiver():
                     self._inbox.trim(position)

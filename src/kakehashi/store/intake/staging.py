@@ -66,6 +66,8 @@ class Staging:
     def __init__(self, root: Path) -> None:
         self._folder = root / "staging"
         self._folder.mkdir(mode=0o700, exist_ok=True)
+        # As they were listed, by when their folders had changed: thousands may wait for hours.
+        self._listed: dict[str, tuple[int, Staged]] = {}
         for folder in self._folder.glob(f"*{PART}"):
             shutil.rmtree(folder)
 
@@ -97,6 +99,8 @@ class Staging:
         for uid in (series, sop):
             if not UID.fullmatch(uid):
                 raise StoreError(f"{uid!r} is not a valid UID")
+        # Within one tick of the file system's clock its time says nothing.
+        self._listed.pop(series, None)
         folder = self._folder / series
         folder.mkdir(mode=0o700, exist_ok=True)
         before = _origin(folder)
@@ -115,21 +119,37 @@ class Staging:
         return ""
 
     def list(self) -> Iterator[Staged]:
-        """Yield the series that are here, sorted by UID."""
-        for folder in sorted(self._folder.iterdir()):
-            if not UID.fullmatch(folder.name):
-                continue  # the lock, or a series that is being removed
-            try:
-                origin = _origin(folder)
-            except StoreError as error:
-                _log.error("%s is set aside: %s", folder.name, error)
-                self.set_aside(folder)
-                continue
-            objects = [path.stat().st_mtime for path in folder.glob("*.dcm")]
-            if origin is None or not objects:
-                continue
-            known = Origin(origin.facility, origin.tier)
-            yield Staged(folder.name, folder, known, origin.patient, len(objects), max(objects))
+        """Yield the series that are here, sorted by UID; of each is read what has changed."""
+        # The others are the lock, and series that are being removed.
+        names = sorted(filter(UID.fullmatch, (path.name for path in self._folder.iterdir())))
+        here = set(names)
+        self._listed = {name: one for name, one in self._listed.items() if name in here}
+        for name in names:
+            staged = self._look(self._folder / name)
+            if staged is not None:
+                yield staged
+
+    def _look(self, folder: Path) -> Staged | None:
+        """Return the series in a folder, read anew if that has changed; None if there is none."""
+        try:
+            changed = folder.stat().st_mtime_ns
+        except FileNotFoundError:
+            return None  # withdrawn a moment ago
+        if folder.name in self._listed and self._listed[folder.name][0] == changed:
+            return self._listed[folder.name][1]
+        try:
+            origin = _origin(folder)
+        except StoreError as error:
+            _log.error("%s is set aside: %s", folder.name, error)
+            self.set_aside(folder)
+            return None
+        objects = [path.stat().st_mtime for path in folder.glob("*.dcm")]
+        if origin is None or not objects:
+            return None
+        known = Origin(origin.facility, origin.tier)
+        staged = Staged(folder.name, folder, known, origin.patient, len(objects), max(objects))
+        self._listed[folder.name] = changed, staged
+        return staged
 
     def withdraw(self, patient_id: str) -> int:
         """Remove the series of a person; return how many there were.

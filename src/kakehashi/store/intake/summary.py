@@ -65,8 +65,11 @@ def summarise(inbox: Inbox, waiting: Waiting, facilities: Iterable[str]) -> Arri
 
 def waiting_in(staging: Staging) -> Waiting:
     """Return how much waits until its series is complete."""
-    staged = list(staging.list())
-    return Waiting(objects=sum(one.objects for one in staged), series=len(staged))
+    objects = series = 0
+    for one in staging.list():
+        objects += one.objects
+        series += 1
+    return Waiting(objects=objects, series=series)
 
 
 def _day(one: Arrival) -> ArrivalDay:
