@@ -214,11 +214,17 @@ def _came(figures: Figures, since: dt.date) -> dict[tuple[str, str], set[str]]:
 
 
 def _expected(folder: Path, date: dt.date) -> Expected:
+    path = folder / f"{date}.json"
     try:
-        raw = (folder / f"{date}.json").read_text(encoding="utf-8")
+        values: Expected = json.loads(path.read_text(encoding="utf-8"))
+        numbers = [number for studies in values.values() for number in studies.values()]
+        sound = all(isinstance(number, int) for number in numbers)
     except FileNotFoundError:
         return {}
-    values: Expected = json.loads(raw)
+    except (ValueError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise StoreError(f"{path} is damaged: this is no list of what a hospital sent")
     return values
 
 

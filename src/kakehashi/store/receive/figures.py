@@ -6,8 +6,9 @@ import datetime as dt
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from kakehashi.errors import StoreError
 from kakehashi.store.layout import locked, replacing
 from kakehashi.store.receive.entry import Receipt
 from kakehashi.store.receive.journal import ForeignPosition
@@ -84,7 +85,12 @@ class Figures:
                 if row["kind"] not in {"in", "held", "again"}:
                     continue
                 receipt = Receipt.from_json(row)
-                date = day_of(receipt.received_at)
+                try:
+                    date = day_of(receipt.received_at)
+                except OverflowError:
+                    raise StoreError(
+                        f"the journal's row that ends at {position} is damaged: it has no time"
+                    ) from None
                 if date not in days:
                     days[date] = self._read(date)
                 until, facilities = days[date]
@@ -98,29 +104,53 @@ class Figures:
                 file.write(b"%d\n" % rows.end)
 
     def day(self, date: dt.date) -> dict[str, Day]:
-        """Return a day's figures, by hospital."""
+        """Return a day's figures, by hospital.
+
+        Raises
+        ------
+        StoreError
+            Its file is damaged.
+        """
         return self._read(date)[1]
 
     def days(self) -> list[dt.date]:
-        """Return the days of which there are figures."""
-        return sorted(dt.date.fromisoformat(path.stem) for path in self._folder.glob("*.json"))
+        """Return the days of which there are figures.
+
+        Raises
+        ------
+        StoreError
+            A file is no day's.
+        """
+        days = []
+        for path in self._folder.glob("*.json"):
+            try:
+                days.append(dt.date.fromisoformat(path.stem))
+            except ValueError:
+                raise StoreError(f"{path} is no day's figures") from None
+        return sorted(days)
 
     def _counted(self) -> int:
         try:
-            return int((self._folder / "counted").read_text(encoding="ascii"))
+            position = int((self._folder / "counted").read_text(encoding="ascii"))
         except FileNotFoundError:
             return 0
+        except ValueError:
+            position = -1
+        if position < 0:
+            raise StoreError(f"{self._folder / 'counted'} is damaged: it holds no position")
+        return position
 
     def _read(self, date: dt.date) -> tuple[int, dict[str, Day]]:
+        path = self._folder / f"{date}.json"
         try:
-            raw = (self._folder / f"{date}.json").read_text(encoding="utf-8")
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return _whole(values["until"]), {
+                name: _day(day) for name, day in values["facilities"].items()
+            }
         except FileNotFoundError:
             return 0, {}
-        values = json.loads(raw)
-        return values["until"], {
-            name: Day(**day | {"studies": {uid: _split(t) for uid, t in day["studies"].items()}})
-            for name, day in values["facilities"].items()
-        }
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise StoreError(f"{path} is damaged: these are no figures of a day") from None
 
     def _write(self, date: dt.date, until: int, facilities: dict[str, Day]) -> None:
         values = {
@@ -145,3 +175,15 @@ def day_of(moment: dt.datetime) -> dt.date:
 
 def _split(text: str) -> set[str]:
     return {text[at : at + _HASH_DIGITS] for at in range(0, len(text), _HASH_DIGITS)}
+
+
+def _day(values: dict[str, Any]) -> Day:
+    studies = {uid: _split(text) for uid, text in values["studies"].items()}
+    counts = {name: _whole(value) for name, value in values.items() if name != "studies"}
+    return Day(**counts, studies=studies)
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int):
+        raise TypeError(value)
+    return value
