@@ -21,6 +21,7 @@ from kakehashi.store.intake import Packer, child, packer
 from kakehashi.store.intake.channel import Message
 from kakehashi.store.layout import blocks_path
 from kakehashi.store.pack import pack_instances
+from kakehashi.store.repack import packed_instances
 
 from ..conftest import files_of
 from .test_parser import assert_walled, threads
@@ -283,3 +284,11 @@ def test_a_pack_that_was_only_written_in_another_way_is_taken(
 
     monkeypatch.setattr(child.Child, "ask", ask)
     assert packing(instances, root / "a.ozx").facts.slices == 4
+
+
+def test_what_came_late_is_packed_with_the_pack_that_is_there(packing, root, instances):
+    packing(instances, root / "whole.ozx")
+    packing(instances[:3], root / "old.ozx")
+    with packed_instances(root / "old.ozx") as before:
+        packing([*before, instances[3]], root / "new.ozx")
+    assert (root / "new.ozx").read_bytes() == (root / "whole.ozx").read_bytes()
