@@ -190,12 +190,19 @@ def test_the_reserve_is_looked_at_while_an_object_grows(run, monkeypatch):
     assert receiver.files("incoming") == []
 
 
-def test_a_full_quarantine_is_said_and_holds_up_no_good_object(run):
+def test_a_full_quarantine_is_said_and_holds_up_no_good_object(run, capfd):
     receiver = run(quarantine_mb=1)
     client = receiver.call()
     client.associate()
     odd = [bytes([number]) * 400_000 for number in range(3)]
-    assert [client.store(f"1.2.{n}", data) for n, data in enumerate(odd)] == [0, 0, 0xA700]
+    assert [client.store(f"1.2.{n}", data) for n, data in enumerate(odd[:2])] == [0, 0]
+    for _ in range(2):
+        client.connection.sendall(b"".join(scu.store_units("1.2.2", odd[2])))
+        response = client.response()
+        assert int.from_bytes(response[0x900], "little") == 0xA700
+        assert b"quarantine is full" in response[0x902]
+    # Once, however many are refused.
+    assert capfd.readouterr().err.count("store.receive.quarantine_mb") == 1
     # The same again takes no more room.
     assert client.store("1.2.0", odd[0]) == 0
     assert client.store("1.3.1", data_set("1.3.1")) == 0

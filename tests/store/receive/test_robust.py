@@ -18,8 +18,10 @@ from kakehashi.store.receive.asking import Asker, understand
 from kakehashi.store.receive.entry import HEADER_SIZE, Receipt
 from kakehashi.store.receive.inbox import Inbox
 from kakehashi.store.receive.journal import Journal
+from kakehashi.store.receive.listener import _Listener
 from kakehashi.store.receive.offer import Offer, Verdict
 
+from . import scu
 from .scu import ClosedError, data_set
 
 GONE = (ClosedError, ConnectionError)
@@ -216,3 +218,21 @@ def test_a_process_that_falls_silent_and_stays_holds_up_no_other(run, tmp_path, 
     second = receiver.call()
     second.associate()
     second.release()
+
+
+def test_while_it_drains_the_listener_sleeps(run, tmp_path, monkeypatch):
+    """The signal that ended it wakes it once."""
+    rounds, turn = tmp_path / "rounds", _Listener._round
+
+    def counted(one: _Listener, timeout_s: float | None) -> None:
+        with rounds.open("ab") as file:
+            file.write(b".")
+        turn(one, timeout_s)
+
+    monkeypatch.setattr(_Listener, "_round", counted)
+    receiver = run(stop_s=0.5)
+    client = receiver.call()
+    client.associate()
+    client.connection.sendall(scu.store_units("1.2.3.4", data_set("1.2.3.4"))[0])
+    assert receiver.end() == 0
+    assert rounds.stat().st_size < 12

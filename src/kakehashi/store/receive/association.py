@@ -41,6 +41,7 @@ _ANSWERS = {
     # It is safe here, and sending it again would not make it better.
     Verdict.HELD: Status.SUCCESS,
     Verdict.NO_ROOM: Status.OUT_OF_RESOURCES,
+    Verdict.CROWDED: Status.OUT_OF_RESOURCES,
     Verdict.FAILED: Status.PROCESSING_FAILURE,
 }
 
@@ -291,10 +292,12 @@ class Association:
             return
         verdict = self._host.place(Offer(part.path.name, receipt, reason))
         # Its file is no longer ours, except where it was left behind.
-        if verdict in {Verdict.NO_ROOM, Verdict.FAILED}:
+        if verdict in {Verdict.NO_ROOM, Verdict.CROWDED, Verdict.FAILED}:
             part.drop()
         self._part = None
         self._status = _ANSWERS[verdict]
+        if verdict is Verdict.CROWDED:
+            self._comment = "the object is odd, and the quarantine is full"
         self.counts[verdict] += 1
 
     def _give_up(self, error: OSError) -> None:

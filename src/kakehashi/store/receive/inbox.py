@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import sys
@@ -314,7 +313,7 @@ class Inbox:
             reason = OTHER_CONTENT
         full = self.held.size() + receipt.size > self._quarantine_bytes
         if full and not self.held.holds(receipt):
-            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+            return Verdict.CROWDED, None
         new = self.held.take(Path(part), receipt, reason)
         return Verdict.HELD, _row(HELD if new else AGAIN, receipt)
 

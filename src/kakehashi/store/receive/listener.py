@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 _BACKLOG = 128
 _REFUSING = 8
 """Associations beyond the limit that are told so; still more are closed without a word."""
+_QUIET_S = 60
+"""Time between two complaints about the same thing."""
 _PR_SET_PDEATHSIG = 1
 _LOG = logging.getLogger(__name__)
 
@@ -125,12 +127,15 @@ class _Listener:
         self._children: dict[int, _Child] = {}
         self._poll = select.poll()
         self._stopping = False
+        self._quiet_until = 0.0
 
     def run(self, ready: Callable[[], None]) -> None:
         self._inbox.recover()
         if gaps := missing():
             _LOG.warning("associations are less confined here: no %s", ", no ".join(gaps))
         woken, waker = socket.socketpair()
+        woken.settimeout(0)
+        self._woken = woken
         waker.settimeout(0)
         previous = {
             number: signal.signal(number, self._on_stop)
@@ -178,6 +183,9 @@ class _Listener:
             if child := self._children.get(descriptor):
                 if (offer := self._hear(child)) is not None:
                     asking.append((child, offer))
+            elif descriptor == self._woken.fileno():
+                # One that is not read wakes us again and again.
+                self._woken.recv(MESSAGE)
             elif not self._stopping and descriptor == self._server.fileno():
                 self._accept()
         if asking:
@@ -214,8 +222,21 @@ class _Listener:
         except OSError as error:
             _LOG.error("objects cannot be given their places (%s); they are refused", error)
             verdicts = [Verdict.FAILED] * len(asking)
+        if Verdict.CROWDED in verdicts:
+            self._say_crowded()
         for (child, _), verdict in zip(asking, verdicts, strict=True):
             self._tell(child, verdict.encode())
+
+    def _say_crowded(self) -> None:
+        """Log that the quarantine is full; not for each object that a sender tries again."""
+        now = time.monotonic()
+        if now >= self._quiet_until:
+            self._quiet_until = now + _QUIET_S
+            _LOG.error(
+                "the quarantine is full: objects that belong there are refused. See `kakehashi "
+                "store quarantine`; store.receive.quarantine_mb is %d",
+                self._settings.quarantine_mb,
+            )
 
     def _tell(self, child: _Child, answer: bytes) -> None:
         # One that died in between will be asked to by its sender again.

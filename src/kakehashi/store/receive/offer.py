@@ -21,6 +21,7 @@ class Verdict(StrEnum):
     AGAIN = "again"
     HELD = "held"
     NO_ROOM = "no room"
+    CROWDED = "quarantine full"
     FAILED = "failed"
 
 
