@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kakehashi import __version__
-from kakehashi.session import build_libraries
+from kakehashi.session import build_libraries, libraries
 from kakehashi.session.processes import descendants
 from tests.authority.real import Hub, RealStore, until
 from tests.link.stores import StoreFolder, random_bytes
@@ -89,7 +89,7 @@ class Software:
         shutil.copytree(
             SOURCE / "kakehashi",
             self.root / "src/kakehashi",
-            ignore=shutil.ignore_patterns("__pycache__", *build_libraries.LIBRARIES),
+            ignore=shutil.ignore_patterns("__pycache__", *libraries.LIBRARIES),
         )
         site = next((self.root / ".venv/lib").glob("python3*/site-packages"))
         (site / "kakehashi.pth").write_text(f"{self.root}/src\n")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kakehashi.session import build_libraries, channels, check, landlock
+from kakehashi.session import build_libraries, channels, check, landlock, libraries
 from kakehashi.session.plan import Node
 
 if TYPE_CHECKING:
@@ -108,11 +108,11 @@ def test_what_is_not_installed_is_named_with_the_cure(
 
 
 def test_the_libraries_are_built_and_found(tmp_path: Path) -> None:
-    assert build_libraries.find(str(tmp_path), build_libraries.NODUMP) is None
+    assert libraries.find(str(tmp_path), libraries.NODUMP) is None
     built = build_libraries.build(tmp_path / "libexec")
-    assert [library.name for library in built] == list(build_libraries.LIBRARIES)
+    assert [library.name for library in built] == list(libraries.LIBRARIES)
     for library in built:
-        assert build_libraries.find(str(tmp_path), library.name) == library
+        assert libraries.find(str(tmp_path), library.name) == library
         assert channels.is_native(library)
     assert not list((tmp_path / "libexec").glob("*.part"))
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kakehashi.session import build_libraries
+from kakehashi.session import build_libraries, libraries
 from tests.session import sharing
 
 if TYPE_CHECKING:
@@ -115,8 +115,8 @@ class Account:
 @pytest.fixture(scope="module")
 def account(person: Person, tmp_path_factory: pytest.TempPathFactory) -> Account:
     shutil.copy(sharing.__file__, person.home)
-    libraries = build_libraries.build(person.home / "libexec")
-    library = next(path for path in libraries if path.name == build_libraries.SHM)
+    built = build_libraries.build(person.home / "libexec")
+    library = next(path for path in built if path.name == libraries.SHM)
     return Account(person, library, tmp_path_factory.mktemp("shm") / "found")
 
 

@@ -7,11 +7,7 @@ from pathlib import Path
 
 from kakehashi.compiling import compile_library
 from kakehashi.errors import SessionError
-
-SOURCES = Path(__file__).parent
-NODUMP = "nodump.so"
-SHM = "shm.so"
-LIBRARIES = (NODUMP, SHM)
+from kakehashi.session.libraries import LIBRARIES, SOURCES
 
 # Before glibc 2.34 what shm.c hands on to lives in libraries of their own; later they are empty.
 SYSTEM = ("-Wl,--no-as-needed", "-lpthread", "-lrt", "-ldl")
@@ -40,22 +36,6 @@ def build(folder: Path) -> tuple[Path, ...]:
         )
         for name in LIBRARIES
     )
-
-
-def find(software: str, name: str) -> Path | None:
-    """Return a built library of an installation, None if there is none.
-
-    Parameters
-    ----------
-    software : str
-        The site's ``node.software``; the package's own folder is looked at next.
-    name : str
-        One of `LIBRARIES`.
-    """
-    for path in (Path(software, "libexec", name), SOURCES / name):
-        if path.is_file():
-            return path
-    return None
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kakehashi.errors import KakehashiError
-from kakehashi.session import build_libraries, channels, keys, landlock, syscalls, warden
+from kakehashi.session import channels, keys, landlock, libraries, syscalls, warden
 from kakehashi.session.plan import MEMORY, Node, Plan, check_shared_path, private_folder
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _memory(_: Node) -> str:
 
 
 def _shared_memory(node: Node) -> str:
-    return str(_library(node, build_libraries.SHM))
+    return str(_library(node, libraries.SHM))
 
 
 def _user_namespaces(_: Node) -> str:
@@ -319,11 +319,11 @@ def _crypto(_: Node) -> str:
 
 
 def _nodump(node: Node) -> str:
-    return str(_library(node, build_libraries.NODUMP))
+    return str(_library(node, libraries.NODUMP))
 
 
 def _library(node: Node, name: str) -> Path:
-    library = build_libraries.find(node.software, name)
+    library = libraries.find(node.software, name)
     if library is None:
         raise _MissingError(
             f"{name} is not built; run: python -m kakehashi.session.build_libraries "

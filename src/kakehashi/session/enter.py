@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from kakehashi import __version__
 from kakehashi.errors import KakehashiError, RefusedError, SessionError
 from kakehashi.session import (
-    build_libraries,
     check,
     keys,
     leave,
+    libraries,
     payload,
     syscalls,
     warden,
@@ -90,7 +90,7 @@ def _session(document: Document, handle: warden.WardenHandle) -> int:
     before = leave.look_before(home)
     checks, plan, built = _check(document, handle)
     failures = [{"check": one.check, "message": one.message} for one in checks if not one.ok]
-    library = build_libraries.find(document.node.software, build_libraries.NODUMP)
+    library = libraries.find(document.node.software, libraries.NODUMP)
     if failures or plan is None or built is None or library is None:
         for failure in failures:
             sys.stderr.write(f"kakehashi: {failure['check']}: {failure['message']}\n")

@@ -13,7 +13,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kakehashi.session import build_libraries, landlock, seccomp, syscalls
+from kakehashi.session import landlock, libraries, seccomp, syscalls
 from kakehashi.session.plan import HOME, HOSTNAME, RUN, STORE, WORK, Places, Plan
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def environment(plan: Plan, extra: Mapping[str, str]) -> dict[str, str]:
         "XDG_STATE_HOME": f"{home}/.local/state",
         "npm_config_cache": f"{cache}/npm",
     }
-    library = build_libraries.find(plan.software, build_libraries.SHM)
+    library = libraries.find(plan.software, libraries.SHM)
     if places.shared is not None and library is not None:
         own |= {"LD_PRELOAD": str(library), "KAKEHASHI_SHM": places.shared}
     if plan.folder is not None:
