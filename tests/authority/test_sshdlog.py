@@ -25,7 +25,7 @@ from kakehashi.store.authority.book import Book
 from kakehashi.store.authority.ca import Keys, PublicKey
 from kakehashi.store.authority.layout import Layout
 from kakehashi.store.authority.refusals import LONGEST, Reader, Reason, Refusal
-from kakehashi.store.authority.sshdlog import Entry, LogReader, LogWriter
+from kakehashi.store.authority.sshdlog import Entry, LogReader, LogWriter, Position
 from kakehashi.store.authority.watch import Watch
 from tests.authority.real import until
 from tests.authority.stranger import Stranger
@@ -259,6 +259,15 @@ def test_what_came_while_nobody_read_is_recorded_and_once(alone: RealStore) -> N
 
     assert not node.admitted("first")
     until(lambda: accounts() == ["first"], what="the first record")
+    # Killed between a record and the note of its place, the next one writes it down again.
+    log = alone.layout.sshd_log
+    until(
+        lambda: (
+            (kept := Position.load(alone.layout.sshd_position)) is not None
+            and kept.offset == log.stat().st_size
+        ),
+        what="the note of how far the log was read",
+    )
     held = alone.pid("authority")
     os.kill(held, signal.SIGSTOP)
     assert not node.admitted("second")
