@@ -24,7 +24,7 @@ from kakehashi.store.query import TRUE, any_of
 from kakehashi.store.receive.entry import HEADER_SIZE, Receipt, read_receipt
 from kakehashi.store.receive.folders import Folders
 from kakehashi.store.receive.inbox import IN, NOT_AS_RECEIVED
-from kakehashi.store.receive.journal import ForeignPosition, Journal
+from kakehashi.store.receive.journal import ForeignPositionError, Journal
 from kakehashi.store.receive.quarantine import Quarantine
 
 if TYPE_CHECKING:
@@ -306,7 +306,7 @@ class _Waiting:
         """Read the rows that came since the last time."""
         try:
             rows = self._journal.rows(self._end, held=held)
-        except ForeignPosition:
+        except ForeignPositionError:
             # The file that ended there was dropped, or all of the journal was lost.
             self.since.clear()
             rows = self._journal.rows(held=held)

@@ -71,7 +71,7 @@ def suv_factor(dataset: pydicom.Dataset) -> float:
     scanned = dataset.SeriesDate + dataset.SeriesTime[:6]
     form = "%Y%m%d%H%M%S"
     seconds = (
-        dt.datetime.strptime(scanned, form) - dt.datetime.strptime(injected, form)  # noqa: DTZ007
+        dt.datetime.strptime(scanned, form) - dt.datetime.strptime(injected, form)  # noqa: DTZ007 - a day
     ).total_seconds()
     left = tracer.RadionuclideTotalDose * 2 ** (-seconds / float(tracer.RadionuclideHalfLife))
     return float(dataset.PatientWeight) * 1000 / float(left)

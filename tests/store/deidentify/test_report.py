@@ -176,7 +176,7 @@ def test_the_same_shift_as_in_objects(deidentifier):
 def test_intervals_between_days_stay(day, weeks):
     for form in ("%Y年%m月%d日", "%Y/%m/%d", "%Y-%m-%d", "%Y%m%d", "%d %B %Y"):
         moved = clean_report(f"{day:{form}} ", Names(), -7 * weeks).strip()
-        assert dt.datetime.strptime(moved, form).date() == day - dt.timedelta(weeks=weeks)  # noqa: DTZ007
+        assert dt.datetime.strptime(moved, form).date() == day - dt.timedelta(weeks=weeks)  # noqa: DTZ007 - a day
 
 
 @given(st.text(alphabet="0123年月日/.-RH令和 ID:山田先生様市区県病院A\n", max_size=80))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pydicom import dcmread
 
 from kakehashi.errors import ConfigError, StoreError
-from kakehashi.store.receive import Entry, ForeignPosition, Inbox, journal
+from kakehashi.store.receive import Entry, ForeignPositionError, Inbox, journal
 from kakehashi.store.receive import inbox as inbox_module
 from kakehashi.store.receive.arrivals import Missing, arrivals, expect, read_list
 from kakehashi.store.receive.entry import Receipt, read_receipt
@@ -71,7 +71,7 @@ def test_entries_come_in_order_and_after_a_position(inbox):
 
 def test_a_position_of_another_journal_is_refused(inbox):
     receive(inbox, "1.2.1")
-    with pytest.raises(ForeignPosition, match="another journal"):
+    with pytest.raises(ForeignPositionError, match="another journal"):
         list(inbox.entries(after=10**6))
 
 
@@ -583,7 +583,7 @@ def test_a_position_of_a_lost_journal_is_known_as_that(inbox, grown):
     inbox.recover()
     if grown:
         receive(inbox, *(f"1.3.{number}" for number in range(grown)))
-    with pytest.raises(ForeignPosition, match="another journal"):
+    with pytest.raises(ForeignPositionError, match="another journal"):
         list(inbox.entries(after=second.position))
     assert sops(inbox) == ["1.2.2", *(f"1.3.{number}" for number in range(grown))]
     (today,) = arrivals(inbox, 1)
@@ -603,7 +603,7 @@ def test_a_journal_of_an_older_release_goes_on(inbox, monkeypatch):
     inbox.discard(first, second)
     inbox.trim(second.position)
     assert sops(inbox, second.position) == ["1.2.3"]
-    with pytest.raises(ForeignPosition):
+    with pytest.raises(ForeignPositionError):
         list(inbox.entries(second.position + 1))
 
 

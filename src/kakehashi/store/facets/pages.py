@@ -85,7 +85,7 @@ def _by_value(
     segments: Sequence[Segment],
     counts: Sequence[npt.NDArray[np.int64]],
     order: str,
-    descending: bool,  # noqa: FBT001
+    descending: bool,  # noqa: FBT001 - as SQL has it: a column and its direction
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return all codes that have rows, with the number of their segment, in order of values."""
     known = [np.flatnonzero(own[1:]) + 1 for own in counts]

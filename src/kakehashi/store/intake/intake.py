@@ -31,7 +31,7 @@ from kakehashi.store.intake.setbacks import Setbacks, place_of, why_of
 from kakehashi.store.intake.staging import Staged, Staging
 from kakehashi.store.intake.summary import HELD_BACK, summarise, waiting_in
 from kakehashi.store.layout import Layout, locked, replacing
-from kakehashi.store.receive import ForeignPosition
+from kakehashi.store.receive import ForeignPositionError
 from kakehashi.store.service.reports import LONGEST_REPORT, normalised
 
 if TYPE_CHECKING:
@@ -304,7 +304,7 @@ class Intake:
         with self._as_receiver():
             try:
                 return list(islice(self._inbox.entries(after=position), most))
-            except ForeignPosition as error:
+            except ForeignPositionError as error:
                 _log.warning("the inbox is looked through from its beginning: %s", error)
         self._remember(0)
         with self._as_receiver():

@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kakehashi.store.receive.entry import Entry as Entry
     from kakehashi.store.receive.inbox import Inbox as Inbox
-    from kakehashi.store.receive.journal import ForeignPosition as ForeignPosition
+    from kakehashi.store.receive.journal import ForeignPositionError as ForeignPositionError
 
-__all__ = ["Entry", "ForeignPosition", "Inbox"]
+__all__ = ["Entry", "ForeignPositionError", "Inbox"]
 
 
 def __getattr__(name: str) -> object:
     # The settings of this package are read on hosts that have none of the store's packages.
     if name == "Inbox":
-        from kakehashi.store.receive.inbox import Inbox  # noqa: PLC0415
+        from kakehashi.store.receive.inbox import Inbox  # noqa: PLC0415 - see above
 
         return Inbox
     if name == "Entry":
-        from kakehashi.store.receive.entry import Entry  # noqa: PLC0415
+        from kakehashi.store.receive.entry import Entry  # noqa: PLC0415 - see above
 
         return Entry
-    if name == "ForeignPosition":
-        from kakehashi.store.receive.journal import ForeignPosition  # noqa: PLC0415
+    if name == "ForeignPositionError":
+        from kakehashi.store.receive.journal import ForeignPositionError  # noqa: PLC0415 - see above
 
-        return ForeignPosition
+        return ForeignPositionError
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

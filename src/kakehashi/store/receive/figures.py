@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kakehashi.errors import StoreError
 from kakehashi.store.layout import locked, replacing
 from kakehashi.store.receive.entry import Receipt
-from kakehashi.store.receive.journal import ForeignPosition
+from kakehashi.store.receive.journal import ForeignPositionError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,7 +77,7 @@ class Figures:
         with locked(self._folder / ".lock", wait=True):
             try:
                 rows = journal.rows(self._counted())
-            except ForeignPosition:
+            except ForeignPositionError:
                 # Written anew from what waits in the inbox; an object counts once all the same.
                 rows = journal.rows()
             days: dict[dt.date, tuple[int, dict[str, Day]]] = {}

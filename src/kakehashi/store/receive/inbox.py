@@ -80,7 +80,7 @@ class Inbox:
 
         Raises
         ------
-        ForeignPosition
+        ForeignPositionError
             The position is not of this journal: begin at 0. What was taken over is not there
             any more.
         """
@@ -302,8 +302,8 @@ class Inbox:
         # Every object comes through here: strings are ten times as fast as paths.
         part, target = f"{self._incoming}/{offer.part}", f"{self._inbox}/{receipt.name}"
         if not reason:
-            if not os.path.exists(target):  # noqa: PTH110
-                os.rename(part, target)  # noqa: PTH104
+            if not os.path.exists(target):  # noqa: PTH110 - see above
+                os.rename(part, target)  # noqa: PTH104 - see above
                 return Verdict.STORED, _row(IN, receipt)
             if _content(Path(target)) == (receipt.size, receipt.sha256):
                 Path(part).unlink()

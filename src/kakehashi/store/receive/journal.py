@@ -39,7 +39,7 @@ _LOG = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 
-class ForeignPosition(StoreError):  # noqa: N818 - the name that the intake was promised
+class ForeignPositionError(StoreError):
     """A position is of another journal; whoever had it begins again at 0."""
 
 
@@ -182,14 +182,14 @@ class Journal:
 
         Raises
         ------
-        ForeignPosition
+        ForeignPositionError
             The position is neither 0 nor one of this journal.
         """
         with nullcontext() if held else self._locked(fcntl.LOCK_SH):
             files, end = self._durable()
         newest = bisect([start for start, _ in files], after) - 1
         if after and not (newest >= 0 and after <= _end(files, newest, end)):
-            raise ForeignPosition(
+            raise ForeignPositionError(
                 f"position {after} is none of the journal in {self._folder}, which ends at {end}; "
                 "it is from another journal, or the journal is an older copy. Begin again at 0"
             )
