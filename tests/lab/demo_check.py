@@ -28,7 +28,7 @@ from tests.lab.hosts import wait_for
 PERSON, OPERATOR = "tanaka", "yamada"
 NOTEBOOK = f"{PERSON}/01_first_look.ipynb"
 COHORT = f"{PERSON}/02_cohort.ipynb"
-COHORT_RESULT = f"/srv/kakehashi/work/lung-ct/work/{PERSON}/cohort.json"
+COHORT_RESULT = f"{portal.STORE}/work/lung-ct/work/{PERSON}/cohort.json"
 VIEWER = ".kkh-viewer"
 CANVAS = f"{VIEWER} canvas"
 

@@ -20,6 +20,7 @@ SOFTWARE = "/opt/kakehashi"
 PYTHON = f"{SOFTWARE}/.venv/bin/python"
 CONFIG = "/etc/kakehashi.toml"
 SITE_FILE = "/etc/kakehashi-site.json"
+STORE = "/srv/kakehashi"  # in the store's own host, a namespace
 ANCHOR = "/mnt/anchor"
 PATH = f"{SOFTWARE}/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -138,7 +139,7 @@ class Portal:
         sites = ", ".join(json.dumps(name) for name in self.sites)
         return (
             "[store]\n"
-            'root = "/srv/kakehashi"\n'
+            f'root = "{STORE}"\n'
             f'address = "{self.store.address}"\n'
             f"port = {self.sshd_port}\n"
             f'bind = "{self.store.address}"\n'

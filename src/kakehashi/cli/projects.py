@@ -121,7 +121,7 @@ def _wait_for(run: Path, before: int | None, patience_s: float | None = None) ->
                 f"{patience_s:g} s and goes on with what it had before; what `kakehashi store "
                 "serve` prints says why. If [store] was changed, it has to be restarted"
             )
-        time.sleep(_LOOK_S)
+        time.sleep(_LOOK_S)  # a restarted service is seen in a file only, which tells nobody
 
 
 @app.command()

@@ -12,6 +12,7 @@ import signal
 import struct
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kakehashi.errors import StoreError
@@ -100,7 +101,7 @@ def confine(
         The kernel refused what every machine has.
     """
     # A library that counts in parallel may have made some when it was imported.
-    if (tasks := len(os.listdir("/proc/self/task"))) != 1:  # noqa: PTH208 - no path of ours
+    if (tasks := len(list(Path("/proc/self/task").iterdir()))) != 1:
         raise StoreError(f"{tasks - 1} more threads run already, which no wall would be around")
     for number in (signal.SIGTERM, signal.SIGINT):
         # A service manager ends all processes of a service at once; the parent decides for us.
@@ -176,8 +177,8 @@ def _filter_calls() -> bool:
 
 def memory_in_use() -> int:
     """Return the bytes of this process's address space."""
-    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - no path of ours
-        return int(file.read().split()[0]) * resource.getpagesize()
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[0]
+    return int(pages) * resource.getpagesize()
 
 
 def limit_memory(now: int, ever: int) -> None:

@@ -77,8 +77,7 @@ class Server:
 def server() -> Iterator[Server]:
     pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
     if program("initdb") is None or program("postgres") is None:
-        # scripts/install.sh has it; other Linux machines may not.
-        pytest.skip("PostgreSQL is not installed")
+        pytest.skip("PostgreSQL is not installed")  # never in CI: scripts/install.sh has it
     with tempfile.TemporaryDirectory(prefix="kakehashi-pg-") as folder:
         made = Server(folder)
         made.start()

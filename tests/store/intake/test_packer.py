@@ -26,6 +26,7 @@ from kakehashi.store.repack import packed_instances
 from ..conftest import files_of
 from .test_parser import assert_walled, threads
 
+# Never skipped in CI, which is root.
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another account")
 
 

@@ -28,6 +28,7 @@ from kakehashi.store.intake.parser import Unreadable
 from ..conftest import files_of
 from .conftest import KEY
 
+# Never skipped in CI, which is root.
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another account")
 
 
@@ -113,6 +114,7 @@ def write_beside(folder: str) -> None:
 @as_root
 def test_a_confined_process_cannot_do_anything_but_compute():
     with tempfile.TemporaryDirectory() as folder:
+        # Everybody may write here, so that only the walls can be what refuses it.
         Path(folder).chmod(0o777)
         public = Path(folder, "public")
         public.write_text("x")

@@ -18,6 +18,7 @@ from kakehashi.store.receive.walls import missing
 
 from .scu import data_set
 
+# Older kernels and other processors lack what the walls are made of; CI has it.
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"this machine has no {missing()}")
 
 LIBC = ctypes.CDLL(None, use_errno=True)

@@ -637,7 +637,7 @@ class Book:
 
     def _sessions(self, where: str, values: tuple[object, ...]) -> list[Session]:
         # The condition is one of this module's constants; values are always bound.
-        rows = self._db.execute(f"SELECT * FROM sessions WHERE {where}", values)  # noqa: S608 - see above
+        rows = self._db.execute(f"SELECT * FROM sessions WHERE {where}", values)  # noqa: S608 - constant
         return [
             Session(
                 **{

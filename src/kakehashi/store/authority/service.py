@@ -210,7 +210,7 @@ class _End(_Handler):
         loop = asyncio.get_running_loop()
         deadline = loop.time() + END_PATIENCE_S
         # The guard, another process, notes their closing in the book: there is no event of it.
-        while self.authority.connections_left(session) and loop.time() < deadline:  # noqa: ASYNC110 - see above
+        while self.authority.connections_left(session) and loop.time() < deadline:  # noqa: ASYNC110 - no event
             await asyncio.sleep(_POLL_S)
         self.answer(self.authority.write_receipt(session))
         self.anchoring.soon()

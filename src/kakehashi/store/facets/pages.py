@@ -53,7 +53,9 @@ def page_of(
         column = (segment.codes(order), segment.dictionary(order).size, None)
         counts.append(scan.count([column])[0].astype(np.int64))
     total = sum(int(own.sum()) for own in counts)
-    parts, codes = _by_value([segment for segment, _ in passing], counts, order, descending)
+    parts, codes = _by_value(
+        [segment for segment, _ in passing], counts, order, descending=descending
+    )
     sizes = np.array([0], np.int64)
     if len(parts):
         sizes = np.zeros(len(parts) + 1, np.int64)
@@ -85,7 +87,8 @@ def _by_value(
     segments: Sequence[Segment],
     counts: Sequence[npt.NDArray[np.int64]],
     order: str,
-    descending: bool,  # noqa: FBT001 - as SQL has it: a column and its direction
+    *,
+    descending: bool,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return all codes that have rows, with the number of their segment, in order of values."""
     known = [np.flatnonzero(own[1:]) + 1 for own in counts]

@@ -220,6 +220,8 @@ def _on_grids(images: list[_Placed]) -> bool:
     except PackError:
         return False
     except Exception:
+        # Attributes from outside can break it in any way: packing says what is wrong with them, and
+        # waiting would mend nothing.
         return True
     return True
 

@@ -12,7 +12,6 @@ import ctypes
 import gc
 import logging
 import os
-import resource
 import select
 import signal
 import socket
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from kakehashi.errors import StoreError
+from kakehashi.store.confine import limit_memory, memory_in_use
 from kakehashi.store.layout import locked
 from kakehashi.store.receive.asking import FULL, MESSAGE, WELCOME, Asker, understand
 from kakehashi.store.receive.association import Association, Host, Stopped
@@ -388,7 +388,5 @@ def _bind_to(parent: int) -> None:
 
 
 def _limit(memory_mb: int) -> None:
-    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - no path of ours
-        own = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    most = own + (memory_mb << 20)
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    most = memory_in_use() + (memory_mb << 20)
+    limit_memory(most, most)
